@@ -1,0 +1,39 @@
+"""Geometry and equivariant learning on torch: import the rooms you need, `import geom` loads none of them."""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from geom import checks, cli, demo, errors, io, lie, meshes, optim, points, registration, values, viz
+
+__all__ = [
+    "checks",
+    "cli",
+    "demo",
+    "errors",
+    "io",
+    "lie",
+    "meshes",
+    "optim",
+    "points",
+    "registration",
+    "values",
+    "viz",
+]
+
+
+def __getattr__(name: str) -> ModuleType | str:
+    if name in __all__:
+        return import_module(f"geom.{name}")
+    if name == "__version__":
+        try:
+            return version("geom-toolkit")
+        except PackageNotFoundError:  # a source tree on the path, never installed
+            return "0.1.0"
+    raise AttributeError(f"module 'geom' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,72 @@
+"""Checks of user input at the public boundary: one line each, and one sentence when they fail."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from geom.errors import ShapeError
+
+__all__ = ["check_choice", "check_offsets", "check_points", "check_positive", "check_same"]
+
+_FLOATS = (torch.float32, torch.float64)
+
+
+def describe(x: object) -> str:
+    """What came, in the words of an error message."""
+    if isinstance(x, Tensor):
+        return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {tuple(x.shape)}"
+    return f"{type(x).__name__} {x!r}" if isinstance(x, (int, float, str, bool)) else f"a {type(x).__name__}"
+
+
+def check_points(x: object, name: str = "points", *, minimum: int = 0, finite: bool = True) -> Tensor:
+    """Return `x` if it is a float32 or float64 tensor (N, 3) of finite numbers with N >= minimum.
+
+    Raises: ShapeError, saying what came.
+    """
+    if not isinstance(x, Tensor) or x.dtype not in _FLOATS or x.ndim != 2 or x.shape[1] != 3:
+        raise ShapeError(f"{name}: expected a float32 or float64 tensor (N, 3), got {describe(x)}")
+    if x.shape[0] < minimum:
+        raise ShapeError(f"{name}: expected at least {minimum} points, got {x.shape[0]}")
+    if finite and not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x).all(-1)).sum())
+        raise ShapeError(f"{name}: expected finite coordinates, got NaN or inf in {bad} of {x.shape[0]} points")
+    return x
+
+
+def check_offsets(offsets: Tensor | None, count: int, name: str = "offsets", *, device: torch.device) -> Tensor:
+    """Return int64 offsets (B+1,), first 0, last `count`, never falling; None means one cloud.
+
+    Raises: ShapeError.
+    """
+    if offsets is None:
+        return torch.tensor([0, count], dtype=torch.int64, device=device)
+    if not isinstance(offsets, Tensor) or offsets.dtype != torch.int64 or offsets.ndim != 1 or not offsets.numel():
+        raise ShapeError(f"{name}: expected an int64 tensor (B+1,), got {describe(offsets)}")
+    if int(offsets[0]) != 0 or int(offsets[-1]) != count or bool((offsets[1:] < offsets[:-1]).any()):
+        raise ShapeError(f"{name}: expected to rise from 0 to {count}, got {offsets.tolist()[:8]}")
+    return offsets.to(device)
+
+
+def check_positive(x: float, name: str) -> float:
+    """Return float(x) if it is a finite number above zero. Raises: ShapeError."""
+    try:
+        value = float(x)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise ShapeError(f"{name}: expected a finite number above 0, got {describe(x)}")
+    return value
+
+
+def check_choice(x: object, choices: Iterable[object], name: str) -> None:
+    """Raise ShapeError unless `x` is one of `choices`."""
+    options = list(choices)
+    if x not in options:
+        raise ShapeError(f"{name}: expected one of {', '.join(map(repr, options))}, got {describe(x)}")
+
+
+def check_same(a: Tensor, b: Tensor, names: str) -> None:
+    """Raise ShapeError unless both tensors share dtype and device."""
+    if a.dtype != b.dtype or a.device != b.device:
+        raise ShapeError(f"{names}: expected one dtype and device, got {a.dtype} on {a.device} and {b.dtype} on {b.device}")

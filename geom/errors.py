@@ -1,0 +1,43 @@
+"""The errors of the house. Every message says what was expected and what came."""
+
+from os import PathLike, fspath
+
+__all__ = ["GeomError", "ShapeError", "FileFormatError", "MissingDependencyError", "ConvergenceWarning"]
+
+
+class GeomError(Exception):
+    """Base of every error that `geom` raises on purpose."""
+
+
+class ShapeError(GeomError, ValueError):
+    """A value has the wrong shape, dtype, size or range."""
+
+
+class FileFormatError(GeomError, ValueError):
+    """A file cannot be read as what it claims to be.
+
+    Attributes: `path` (str), `offset` (byte or line offset, or None where no place can be named), `reason` (str).
+    """
+
+    def __init__(self, path: str | PathLike[str], reason: str, *, offset: int | None = None) -> None:
+        self.path, self.reason, self.offset = fspath(path), reason, offset
+        where = "" if offset is None else f" at byte {offset}"
+        super().__init__(f"{self.path}{where}: {reason}")
+
+    def __reduce__(self):  # keyword-only argument: pickling across processes needs help
+        return _rebuild_file_error, (self.path, self.reason, self.offset)
+
+
+def _rebuild_file_error(path: str, reason: str, offset: int | None) -> FileFormatError:
+    return FileFormatError(path, reason, offset=offset)
+
+
+class MissingDependencyError(GeomError, ImportError):
+    """An optional package is needed and absent; the message holds the line that installs it."""
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}: pip install 'geom-toolkit[{extra}]'")
+
+
+class ConvergenceWarning(UserWarning):
+    """An iterative method stopped at its iteration limit; the result is the best it had."""

@@ -1,0 +1,25 @@
+"""Writing files so that a failure leaves the old one untouched."""
+
+import os
+import tempfile
+
+__all__ = ["write_atomically"]
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write the whole file or nothing: a temporary file beside it, then one rename. Text is written as UTF-8.
+
+    Raises: OSError as `open` would; the old file, if any, is then unchanged.
+    """
+    path = os.path.abspath(os.path.realpath(path))
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".geom-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0600 would surprise whoever shares the folder
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

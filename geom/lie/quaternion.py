@@ -1,0 +1,112 @@
+"""Unit quaternions (w, x, y, z), Hamilton: the rotations under `Rigid`. q and -q are the same rotation."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from geom.lie import _series
+
+__all__ = ["conjugate", "exp", "from_matrix", "log", "multiply", "rotate", "to_matrix"]
+
+
+def exp(rotvec: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 4"]:
+    """Rotation vector (radians) to quaternion: (cos(theta/2), sin(theta/2) axis).
+
+    Args: rotvec (..., 3), any length; float32 or float64.
+    Returns: unit quaternion (..., 4).
+
+    >>> exp(torch.tensor([0.0, 0.0, torch.pi], dtype=torch.float64)).round(decimals=6).tolist()
+    [0.0, 0.0, 0.0, 1.0]
+
+    Guarantees: differentiable (0, pi); deterministic; 4e-16 f64, 3e-7 f32
+    """
+    u = rotvec.square().sum(-1, keepdim=True) / 4
+    return torch.cat([_series.cos(u), 0.5 * _series.sinc(u) * rotvec], -1)
+
+
+def log(quat_wxyz: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 3"]:
+    """Quaternion to the rotation vector of least angle, in [0, pi] radians: the inverse of `exp`.
+
+    At angle pi both axes are right; the one along (x, y, z) of the sign given is returned.
+
+    Args: quat_wxyz (..., 4), unit.
+    Returns: rotation vector (..., 3).
+
+    Guarantees: differentiable (0, pi); deterministic; 4e-16 f64, 3e-7 f32
+    """
+    q = torch.where(quat_wxyz[..., :1] < 0, -quat_wxyz, quat_wxyz)
+    w, xyz = q[..., :1], q[..., 1:]
+    square = xyz.square().sum(-1, keepdim=True)
+    small = square < 1e-8 * w.square()
+    sine = torch.where(small, torch.ones_like(square), square).sqrt()
+    ratio = torch.where(small, square, torch.zeros_like(square)) / torch.where(small, w, torch.ones_like(w)).square()
+    near = 2 * (1 - ratio / 3) / torch.where(small, w, torch.ones_like(w))
+    far = 2 * torch.atan2(sine, torch.where(small, torch.ones_like(w), w)) / sine
+    return torch.where(small, near, far) * xyz
+
+
+def multiply(a: Float[Tensor, "*b 4"], b: Float[Tensor, "*c 4"]) -> Float[Tensor, "*d 4"]:
+    """Hamilton product a b: rotate by b first, then by a. Batches broadcast.
+
+    Guarantees: differentiable (0, pi); deterministic; 4e-16 f64, 3e-7 f32
+    """
+    (aw, ax, ay, az), (bw, bx, by, bz) = a.unbind(-1), b.unbind(-1)
+    return torch.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        -1,
+    )
+
+
+def conjugate(quat_wxyz: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
+    """(w, -x, -y, -z): the inverse of a unit quaternion.
+
+    Guarantees: differentiable (0, pi); deterministic; exact f64, exact f32
+    """
+    return torch.cat([quat_wxyz[..., :1], -quat_wxyz[..., 1:]], -1)
+
+
+def rotate(quat_wxyz: Float[Tensor, "*b 4"], vector: Float[Tensor, "*c 3"]) -> Float[Tensor, "*d 3"]:
+    """q (0, v) q*: rotate vectors (..., 3); batches broadcast.
+
+    Guarantees: differentiable (0, pi); deterministic; 1e-15 f64, 6e-7 f32 of the vector's length
+    """
+    w, xyz = torch.broadcast_tensors(quat_wxyz[..., :1], quat_wxyz[..., 1:])
+    xyz, vector = torch.broadcast_tensors(xyz, vector)
+    twice = 2 * torch.linalg.cross(xyz, vector)
+    return vector + w * twice + torch.linalg.cross(xyz, twice)
+
+
+def to_matrix(quat_wxyz: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 3 3"]:
+    """Unit quaternion to rotation matrix (..., 3, 3) for column vectors.
+
+    Guarantees: differentiable (0, pi); deterministic; 1e-15 f64, 6e-7 f32
+    """
+    w, x, y, z = quat_wxyz.unbind(-1)
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+
+def from_matrix(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 4"]:
+    """Rotation matrix to unit quaternion with w >= 0: the best conditioned row of 4 q q^T, normalised.
+
+    The matrix is taken to be a rotation; one that is off by rounding gives a unit quaternion off by as much.
+
+    Guarantees: differentiable (0, pi); deterministic; 4e-16 f64, 3e-7 f32
+    """
+    m00, m01, m02, m10, m11, m12, m20, m21, m22 = matrix.flatten(-2).unbind(-1)
+    w, x, y, z = 1 + m00 + m11 + m22, 1 + m00 - m11 - m22, 1 - m00 + m11 - m22, 1 - m00 - m11 + m22
+    wx, wy, wz, xy, xz, yz = m21 - m12, m02 - m20, m10 - m01, m01 + m10, m02 + m20, m12 + m21
+    outer = torch.stack([w, wx, wy, wz, wx, x, xy, xz, wy, xy, y, yz, wz, xz, yz, z], -1).unflatten(-1, (4, 4))
+    best = torch.stack([w, x, y, z], -1).argmax(-1)
+    row = torch.take_along_dim(outer, best[..., None, None], -2).squeeze(-2)
+    quat = row / torch.linalg.vector_norm(row, dim=-1, keepdim=True)
+    return torch.where(quat[..., :1] < 0, -quat, quat)

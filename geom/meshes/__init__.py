@@ -1,0 +1,5 @@
+"""Triangle meshes."""
+
+from geom.meshes.mesh import Mesh
+
+__all__ = ["Mesh"]

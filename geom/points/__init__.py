@@ -1,0 +1,5 @@
+"""Point clouds."""
+
+from geom.points.cloud import Points
+
+__all__ = ["Points"]

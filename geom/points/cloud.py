@@ -1,0 +1,62 @@
+"""`Points`: a cloud, or several in one ragged batch."""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from typing_extensions import Self
+
+from geom.checks import check_offsets, check_points, describe
+from geom.errors import ShapeError
+from geom.values import Value, value
+
+__all__ = ["Points"]
+
+
+@value
+class Points(Value):
+    """Points with what a sensor or a file gives for each of them.
+
+    Fields: `positions` (N, 3) float32 or float64, metres; `normals` (N, 3) same dtype or None; `colors` (N, 3) float32 in
+    [0, 1] or None; `intensities` (N,) float32 or None; `offsets` (B+1,) int64, the bounds of B clouds in one batch, or
+    None for one cloud. `points[i]` is cloud i of the batch; `len(points)` is B.
+
+    Raises: ShapeError where a field has the wrong shape or dtype. Finite coordinates are the algorithms' check.
+
+    >>> two = Points(torch.rand(5, 3), offsets=torch.tensor([0, 2, 5]))
+    >>> len(two), two[1].positions.shape
+    (2, torch.Size([3, 3]))
+    """
+
+    positions: Float[Tensor, "n 3"]
+    normals: Float[Tensor, "n 3"] | None = None
+    colors: Float[Tensor, "n 3"] | None = None
+    intensities: Float[Tensor, " n"] | None = None
+    offsets: Int64[Tensor, " b_plus_1"] | None = None
+
+    def __post_init__(self) -> None:
+        count = check_points(self.positions, "positions", finite=False).shape[0]
+        for name, shape in (("normals", (count, 3)), ("colors", (count, 3)), ("intensities", (count,))):
+            field = getattr(self, name)
+            if field is not None and not (
+                isinstance(field, Tensor) and field.is_floating_point() and field.shape == shape
+            ):
+                raise ShapeError(f"{name}: expected a float tensor {shape}, got {describe(field)}")
+        if self.offsets is not None:
+            check_offsets(self.offsets, count, device=self.positions.device)
+
+    def __len__(self) -> int:
+        return 1 if self.offsets is None else self.offsets.numel() - 1
+
+    def __getitem__(self, index: int) -> Self:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"cloud {index} of {len(self)}")
+        if self.offsets is None:
+            return self
+        start, stop = self.offsets[index % len(self) :][:2].tolist()
+        fields = (f.name for f in dataclasses.fields(self) if f.name != "offsets")
+        parts = {name: getattr(self, name) for name in fields}
+        return dataclasses.replace(
+            self, offsets=None, **{k: None if v is None else v[start:stop] for k, v in parts.items()}
+        )
