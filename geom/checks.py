@@ -52,7 +52,7 @@ def check_positive(x: float, name: str) -> float:
     """Return float(x) if it is a finite number above zero. Raises: ShapeError."""
     try:
         value = float(x)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements, in older torch
         value = float("nan")
     if not 0 < value < float("inf"):
         raise ShapeError(f"{name}: expected a finite number above 0, got {describe(x)}")
@@ -69,4 +69,6 @@ def check_choice(x: object, choices: Iterable[object], name: str) -> None:
 def check_same(a: Tensor, b: Tensor, names: str) -> None:
     """Raise ShapeError unless both tensors share dtype and device."""
     if a.dtype != b.dtype or a.device != b.device:
-        raise ShapeError(f"{names}: expected one dtype and device, got {a.dtype} on {a.device} and {b.dtype} on {b.device}")
+        raise ShapeError(
+            f"{names}: expected one dtype and device, got {a.dtype} on {a.device} and {b.dtype} on {b.device}"
+        )

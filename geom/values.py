@@ -1,13 +1,16 @@
-"""Values: frozen dataclasses of tensors that move, index, save and load as one; and `Fit`, what every inverse returns."""
+"""Values: frozen dataclasses of tensors that move, index, save and load as one; `Fit`, what every inverse returns."""
 
 import dataclasses
+import enum
 import json
 import os
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from importlib import import_module
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from jaxtyping import Bool, Float, Int64, jaxtyped
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from typing_extensions import Self, dataclass_transform
@@ -20,34 +23,56 @@ __all__ = ["Fit", "Value", "replace", "value"]
 T = TypeVar("T")
 V = TypeVar("V")
 _KNOWN: dict[str, type] = {}  # "geom.lie.Rigid" -> class, so that a nested value finds its class on load
+_PLAIN = (
+    str,
+    bytes,
+    bool,
+    int,
+    float,
+    complex,
+    tuple,
+    list,
+    dict,
+    type(None),
+    enum.Enum,
+    torch.dtype,
+    torch.device,
+)
 
 
 class Value:
     """Methods that `@value` gives a class; inherit from it so that type checkers see them."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Every tensor through `Tensor.to(...)`; integer tensors keep their dtype. Differentiable."""
-        device, dtype, blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        """Every tensor through `Tensor.to(...)`; integer and bool tensors keep their dtype. Differentiable."""
 
         def move(x: object) -> object:
             if not isinstance(x, Tensor):
                 return x
-            return x.to(device, dtype if x.is_floating_point() else None, non_blocking=blocking)
+            return x.to(*args, **kwargs) if x.is_floating_point() else x.to(x.new_empty(0).to(*args, **kwargs).device)
 
         return pytree.tree_map(move, self)
 
     def __getitem__(self, index: Any) -> Self:
-        """Index the batch dimensions, those that each field's annotation puts before its own (`"*b 4"`)."""
+        """Index the batch dimensions, those that each field's annotation puts before its own (`"*b 4"`).
 
-        def pick(x: Any, own: int | None) -> Any:
-            if isinstance(x, Tensor) and own is not None:
-                if x.ndim == own:
-                    raise ShapeError(f"{type(self).__name__} has no batch dimension to index")
-                return x[(*_as_tuple(index), *(slice(None),) * own)] if ... in _as_tuple(index) else x[index]
-            return x[index] if hasattr(type(x), "__value__") else x
-
-        own = _own_dims(type(self))
-        return dataclasses.replace(self, **{k: pick(getattr(self, k), own.get(k)) for k in own})  # type: ignore[type-var]
+        Fields without a batch stay as they are. Raises: ShapeError where there is no batch dimension to index.
+        """
+        full = index if isinstance(index, tuple) else (index,)
+        full = full if any(i is ... for i in full) else (*full, ...)
+        removes = any(i is not None and i is not ... for i in full)
+        picked: dict[str, Any] = {}
+        for name, _, _, own in _fields(type(self)):
+            x = getattr(self, name)
+            if hasattr(type(x), "__value__"):
+                picked[name] = x[index]
+            elif isinstance(x, Tensor) and own is not None:
+                if x.ndim == own and removes:
+                    raise ShapeError(f"{type(self).__name__}: expected a batch dimension to index, got none")
+                picked[name] = x[(*full, *(slice(None),) * own)]
+        if not picked:
+            raise ShapeError(f"{type(self).__name__}: expected a batch dimension to index, got a class without one")
+        return replace(self, **picked)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write safetensors with the other fields as JSON in its header; a failed write leaves the old file."""
@@ -55,31 +80,40 @@ class Value:
 
         tensors, plain = _flatten(self, "")
         meta = {"geom": json.dumps({"value": _name(type(self)), "fields": plain})}
-        write_atomically(path, save({k: v.detach().contiguous() for k, v in tensors.items()}, metadata=meta))
+        # a copy each: safetensors refuses fields that share their memory
+        data = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        write_atomically(path, save(data, metadata=meta))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote. Raises: FileFormatError if it is not a saved value of this class."""
+        """Read what `save` wrote, on the CPU.
+
+        Raises: FileFormatError if it is not a saved value of this class; OSError as `open` would.
+        """
         from safetensors import SafetensorError, safe_open
 
+        with open(path, "rb"):  # its own error for a missing file or a folder
+            pass
         try:
             with safe_open(os.fspath(path), framework="pt") as file:
                 meta = json.loads((file.metadata() or {})["geom"])
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a mapping)
-            found, fields = meta["value"], dict(meta["fields"])
-            if found != _name(cls):
-                raise FileFormatError(path, f"expected a saved {_name(cls)}, got {found}")
-            return _unflatten(cls, tensors, fields, "")
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise FileFormatError(path, f"expected a saved {_name(cls)}, got {error!r}") from error
+            if meta["value"] != _name(cls):
+                raise ValueError(f"a saved {meta['value']}")
+            with jaxtyped("context"):  # the batch shape is one over all fields
+                return _unflatten(cls, tensors, meta["fields"], "")
+        except (SafetensorError, ImportError, LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error) if type(error) is ValueError else repr(error)
+            raise FileFormatError(path, f"expected a saved {_name(cls)}, got {reason}") from error
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def value(cls: type[T]) -> type[T]:
     """Make a class a value: a frozen dataclass and pytree with `.to`, `[i]`, `.save` and `.load`.
 
-    Fields that hold tensors, values or None are leaves of the pytree; every other field (str, bool, int, float,
-    tuple) is its static context. Differentiable through every leaf; works under `torch.func` and `torch.compile`.
+    Fields annotated with plain data (str, bool, int, float, tuples of them, ...) are the pytree's static context, and
+    so is a field that is None; all others (tensors, values) are its leaves. Differentiable through every leaf; works
+    under `torch.func` and `torch.compile`.
 
     >>> from jaxtyping import Float
     >>> @value
@@ -93,14 +127,16 @@ def value(cls: type[T]) -> type[T]:
     for name in ("to", "__getitem__", "save", "load"):
         if not hasattr(cls, name):
             setattr(cls, name, vars(Value)[name])
-    cls.__value__ = True  # type: ignore[attr-defined]
-    names = tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+    fields = _describe_fields(cls)
+    cls.__value__ = fields  # type: ignore[attr-defined]
     _KNOWN[_name(cls)] = cls
 
     def split(x: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        fields = [(name, getattr(x, name)) for name in names]
-        dynamic = {name: f for name, f in fields if isinstance(f, Tensor) or hasattr(type(f), "__value__")}
-        return list(dynamic.values()), (tuple(dynamic), tuple((n, f) for n, f in fields if n not in dynamic))
+        every = {f.name: getattr(x, f.name) for f in fields}
+        # by annotation, not by content: transforms flatten a value whose leaves are placeholders
+        names = tuple(f.name for f in fields if not f.static and every[f.name] is not None)
+        rest = tuple((name, item) for name, item in every.items() if name not in names)
+        return [every[name] for name in names], (names, rest)
 
     def join(leaves: Any, context: tuple[Any, ...]) -> Any:
         new = object.__new__(cls)  # no __init__: transforms put placeholders here that no check would accept
@@ -117,37 +153,52 @@ def replace(x: T, **changes: Any) -> T:
     return dataclasses.replace(x, **changes)  # type: ignore[type-var]
 
 
-def _name(cls: type) -> str:
-    module = ".".join(p for p in cls.__module__.split(".") if not p.startswith("_"))
-    parts = module.split(".")
-    room = ".".join(parts[:2]) if parts[0] == "geom" else module
-    return f"{room}.{cls.__qualname__}"
+class _Field(NamedTuple):
+    name: str
+    static: bool  # plain data by its annotation
+    shapes: tuple[type, ...]  # the jaxtyping annotations in its union
+    own: int | None  # dimensions of its own, after the batch: 1 for "*b 4" or "... 4"; None without a batch
 
 
-def _as_tuple(index: Any) -> tuple[Any, ...]:
-    return index if isinstance(index, tuple) else (index,)
+def _fields(cls: type) -> tuple[_Field, ...]:
+    return cls.__value__  # type: ignore[attr-defined]
 
 
-def _own_dims(cls: type) -> Mapping[str, int | None]:
-    """How many dimensions of each field are its own: those after `*b` or `...` in its jaxtyping annotation."""
-    result: dict[str, int | None] = {}
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        shapes = [d for d in map(_dim_string, (hints[field.name], *typing.get_args(hints[field.name]))) if d is not None]
-        words = shapes[0].split() if shapes else []
+def _describe_fields(cls: type) -> tuple[_Field, ...]:
+    hints = typing.get_type_hints(cls, localns={cls.__name__: cls})
+    result = []
+    for name in (f.name for f in dataclasses.fields(cls)):  # type: ignore[arg-type]
+        members = (hints[name], *typing.get_args(hints[name]))
+        shapes = tuple(m for m in members if hasattr(m, "dim_str"))
+        words = shapes[0].dim_str.split() if shapes else ["*b"] if Tensor in members else []
         batched = bool(words) and (words[0].startswith("*") or words[0] == "...")
-        result[field.name] = len(words) - 1 if batched else (0 if hints[field.name] is Tensor else None)
-    return result
+        result.append(_Field(name, _is_plain(hints[name]), shapes, len(words) - 1 if batched else None))
+    return tuple(result)
 
 
-def _dim_string(hint: Any) -> str | None:
-    return getattr(hint, "dim_str", None)
+def _is_plain(hint: Any) -> bool:
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin is not None:
+        return origin is typing.Literal or all(map(_is_plain, members))
+    return hint is ... or (isinstance(hint, type) and issubclass(hint, _PLAIN))
+
+
+def _name(cls: type) -> str:
+    """The public path: "geom.lie.Rigid" for the class in geom/lie/rigid.py."""
+    parts = cls.__module__.split(".")
+    return ".".join([*(parts[:2] if parts[0] == "geom" else parts), cls.__qualname__])
+
+
+def _find(name: str) -> Callable[..., Any]:
+    if name not in _KNOWN and name.startswith("geom."):  # only ours: a file must not choose what is imported
+        import_module(".".join(name.split(".")[:2]))
+    return _KNOWN[name]
 
 
 def _flatten(x: Any, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
-    for field in dataclasses.fields(x):
+    for field in _fields(type(x)):
         item, key = getattr(x, field.name), prefix + field.name
         if isinstance(item, Tensor):
             tensors[key] = item
@@ -160,17 +211,23 @@ def _flatten(x: Any, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, plain
 
 
-def _unflatten(cls: Callable[..., T], tensors: Mapping[str, Tensor], plain: Mapping[str, Any], prefix: str) -> T:
+def _unflatten(cls: Any, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], prefix: str) -> Any:
     fields: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        key, item = prefix + field.name, plain.get(field.name)
+    for name, _, shapes, _ in _fields(cls):
+        key = prefix + name
         if key in tensors:
-            fields[field.name] = tensors[key]
-        elif isinstance(item, dict) and "value" in item:
-            fields[field.name] = _unflatten(_KNOWN[item["value"]], tensors, item["fields"], key + ".")
+            fields[name] = tensors[key]
+            if shapes and not isinstance(tensors[key], shapes):
+                raise ValueError(f"{key} of shape {tuple(tensors[key].shape)}")
+        elif isinstance(plain[name], dict):
+            fields[name] = _unflatten(_find(plain[name]["value"]), tensors, plain[name]["fields"], key + ".")
         else:
-            fields[field.name] = tuple(plain[field.name]) if isinstance(item, list) else plain[field.name]
+            fields[name] = _as_tuples(plain[name])
     return cls(**fields)
+
+
+def _as_tuples(x: Any) -> Any:
+    return tuple(map(_as_tuples, x)) if isinstance(x, list) else x
 
 
 @value
@@ -183,7 +240,7 @@ class Fit(Value, Generic[V]):
     """
 
     value: V
-    cost: Tensor
-    covariance: Tensor | None
-    converged: Tensor
-    iterations: Tensor
+    cost: Float[Tensor, "*b"]
+    covariance: Float[Tensor, "*b n n"] | None
+    converged: Bool[Tensor, "*b"]
+    iterations: Int64[Tensor, "*b"]

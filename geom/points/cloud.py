@@ -11,7 +11,7 @@ from geom.checks import check_offsets, check_points, describe
 from geom.errors import ShapeError
 from geom.values import Value, value
 
-__all__ = ["Points"]
+__all__ = ["Points", "as_points"]
 
 
 @value
@@ -60,3 +60,19 @@ class Points(Value):
         return dataclasses.replace(
             self, offsets=None, **{k: None if v is None else v[start:stop] for k, v in parts.items()}
         )
+
+
+def as_points(x: "Points | Tensor", name: str = "points", *, offsets: Tensor | None = None, minimum: int = 0) -> Points:
+    """`x` as Points of finite coordinates, at least `minimum` in each cloud; a tensor (N, 3) may bring `offsets`.
+
+    Raises: ShapeError for anything else, a mesh included, saying what came.
+    """
+    if isinstance(x, Tensor):
+        x = Points(check_points(x, name, finite=False), offsets=offsets)
+    elif not isinstance(x, Points):
+        raise ShapeError(f"{name}: expected Points or a tensor (N, 3), got {describe(x)}")
+    check_points(x.positions, name)
+    sizes = x.positions.shape[:1] if x.offsets is None else x.offsets.diff().tolist()
+    if min(sizes, default=0) < minimum:
+        raise ShapeError(f"{name}: expected at least {minimum} points, got {min(sizes, default=0)}")
+    return x

@@ -1,0 +1,329 @@
+"""Exact nearest neighbours and radius search: a tree to build once and ask often, and one-shot functions.
+
+Each has a Warp kernel (CPU and CUDA) and a torch twin by brute force, which is its oracle.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from geom.checks import check_positive, check_same
+from geom.errors import ShapeError
+from geom.points.cloud import Points, as_points
+from geom.points.morton import morton_order
+from geom.values import Value, value
+
+__all__ = ["Neighborhoods", "Neighbors", "NeighborTree", "knn", "radius_search"]
+
+_CHUNK = 1 << 22  # distances the twin holds at once
+
+
+class Neighbors(NamedTuple):
+    """`index` (N, k) int64 and `distance` (N, k), nearest first; a missing neighbour is -1 at distance inf."""
+
+    index: Tensor
+    distance: Tensor
+
+
+class Neighborhoods(NamedTuple):
+    """Neighbours of query i: entries `offsets[i]` to `offsets[i + 1]` of `index` (M,) int64 and `distance` (M,), by
+    rising index; `offsets` (N + 1,) int64."""
+
+    index: Tensor
+    distance: Tensor
+    offsets: Tensor
+
+
+@value
+class NeighborTree(Value):
+    """Points prepared for neighbour queries: a tree of eights. Build once, ask often.
+
+    Fields are the kernels' own arrays (see `geom.kernels.neighbors`); make one with `NeighborTree.build`.
+    """
+
+    positions: Float[Tensor, "n 3"]
+    offsets: Int64[Tensor, " b_plus_1"]
+    leaf_points: Tensor
+    leaf_index: Tensor
+    boxes: Tensor
+    bases: Tensor
+    node_bases: Tensor
+
+    @classmethod
+    def build(cls, points: Points | Tensor, *, offsets: Tensor | None = None) -> "NeighborTree":
+        """Sort and box the points. O(N log N).
+
+        Args: points (N, 3) float32 or float64; offsets (B+1,) for several clouds.
+        Raises: ShapeError.
+
+        Guarantees: not differentiable; deterministic; exact f64, exact f32
+        """
+        cloud = as_points(points, offsets=offsets)
+        bounds = torch.tensor([0, len(cloud.positions)]) if cloud.offsets is None else cloud.offsets
+        bounds = bounds.to(cloud.positions.device)
+        return cls(cloud.positions, bounds, *_build(cloud.positions.detach(), bounds))
+
+    def knn(
+        self,
+        query: Points | Tensor,
+        k: int,
+        *,
+        offsets: Tensor | None = None,
+        max_distance: float | None = None,
+    ) -> Neighbors:
+        """The k nearest points of each query; as `geom.points.knn`, with `offsets` those of the queries."""
+        asked, bounds = self._asked(query, offsets, k)
+        limit = float("inf") if max_distance is None else check_positive(max_distance, "max_distance") ** 2
+        index, square = _knn(asked.detach(), bounds, *self._arrays(), k, limit)
+        return Neighbors(index, _distances(asked, self.positions, index, square))
+
+    def radius_search(self, query: Points | Tensor, radius: float, *, offsets: Tensor | None = None) -> Neighborhoods:
+        """All points within `radius` of each query; as `geom.points.radius_search`."""
+        from geom.kernels import bridge, neighbors
+
+        asked, bounds = self._asked(query, offsets, 1)
+        square_radius = check_positive(radius, "radius") ** 2
+        q, dtype, device = asked.detach().contiguous(), asked.dtype, asked.device
+        count = torch.empty(len(q), dtype=torch.int64, device=device)
+        tree = (*self._arrays(), self.bases.shape[1], self.bases.shape[0] - 1)
+        bridge.launch(neighbors.radius_count[dtype], len(q), q, bounds, *tree, square_radius, count, device=device)
+        rows = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        total = int(rows[-1])
+        index, square = count.new_empty(total), q.new_empty(total)
+        args = (q, bounds, *tree, square_radius, rows, index, square)
+        bridge.launch(neighbors.radius_fill[dtype], len(q), *args, device=device)
+        owner = torch.repeat_interleave(torch.arange(len(q), device=device), count)
+        return Neighborhoods(index, _distances(asked[owner], self.positions, index[:, None], square[:, None])[:, 0], rows)
+
+    def _arrays(self) -> tuple[Tensor, ...]:
+        return self.leaf_points, self.leaf_index, self.boxes, self.bases, self.node_bases
+
+    def _asked(self, query: Points | Tensor, offsets: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        return _checked_query(query, offsets, self.positions, self.offsets, k)
+
+
+def knn(
+    query: Points | Tensor,
+    points: Points | Tensor,
+    k: int,
+    *,
+    query_offsets: Tensor | None = None,
+    offsets: Tensor | None = None,
+    max_distance: float | None = None,
+    backend: str = "auto",
+) -> Neighbors:
+    """The k nearest points of each query, exactly, by Euclidean distance; ties go to the lower index.
+
+    Args: query (N, 3) and points (M, 3), tensors or Points, of one dtype and device; k >= 1; offsets of the ragged
+    batches, query cloud b against point cloud b, indices into the whole of `points`; max_distance: neighbours farther
+    are missing; backend "auto", "warp" (a tree) or "torch" (brute force, the oracle).
+    Returns: Neighbors(index (N, k) int64, distance (N, k)), nearest first; -1 and inf where there are fewer than k.
+    Gradients flow through the distances to both; at distance 0 the gradient is 0.
+    Raises: ShapeError.
+
+    >>> line = torch.tensor([[0., 0, 0], [1, 0, 0], [3, 0, 0]])
+    >>> knn(line, line, 2).index.tolist()
+    [[0, 1], [1, 0], [2, 1]]
+
+    Guarantees: differentiable (coincident points); deterministic; 4e-16 f64, 3e-7 f32
+    """
+    from geom.kernels import bridge
+
+    cloud = as_points(points, offsets=offsets)
+    tensors = (cloud.positions, query.positions if isinstance(query, Points) else query)
+    if bridge.choose(backend, *(t for t in tensors if isinstance(t, Tensor))):
+        return NeighborTree.build(cloud).knn(query, k, offsets=query_offsets, max_distance=max_distance)
+    bounds = _bounds(cloud)
+    asked, query_bounds = _checked_query(query, query_offsets, cloud.positions, bounds, k)
+    limit = float("inf") if max_distance is None else check_positive(max_distance, "max_distance")
+    index, distance = [], []
+    for q, p, start in _pairs(asked.detach(), query_bounds, cloud.positions.detach(), bounds):
+        gap = (q[:, None] - p).square().sum(-1).sqrt()
+        d, order = gap.sort(stable=True, dim=-1)
+        d, order = d[:, :k], order[:, :k] + start
+        missing = d > limit
+        d, order = d.masked_fill(missing, float("inf")), order.masked_fill(missing, -1)
+        short = k - d.shape[1]
+        index.append(torch.nn.functional.pad(order, (0, short), value=-1))
+        distance.append(torch.nn.functional.pad(d, (0, short), value=float("inf")))
+    ids = torch.cat(index) if index else asked.new_empty((0, k), dtype=torch.int64)
+    square = (torch.cat(distance) if distance else asked.new_empty((0, k))).square()
+    return Neighbors(ids, _distances(asked, cloud.positions, ids, square))
+
+
+def radius_search(
+    query: Points | Tensor,
+    points: Points | Tensor,
+    radius: float,
+    *,
+    query_offsets: Tensor | None = None,
+    offsets: Tensor | None = None,
+    backend: str = "auto",
+) -> Neighborhoods:
+    """All points at a distance of at most `radius` from each query, exactly, as a ragged list.
+
+    Args: as `knn`; radius in the unit of the points.
+    Returns: Neighborhoods(index (M,) int64, distance (M,), offsets (N+1,) int64), each query's by rising index.
+    Raises: ShapeError.
+
+    >>> line = torch.tensor([[0., 0, 0], [1, 0, 0], [3, 0, 0]])
+    >>> radius_search(line, line, 1.5).offsets.tolist()
+    [0, 2, 4, 5]
+
+    Guarantees: differentiable (coincident points); deterministic; 4e-16 f64, 3e-7 f32
+    """
+    from geom.kernels import bridge
+
+    cloud = as_points(points, offsets=offsets)
+    tensors = (cloud.positions, query.positions if isinstance(query, Points) else query)
+    if bridge.choose(backend, *(t for t in tensors if isinstance(t, Tensor))):
+        return NeighborTree.build(cloud).radius_search(query, radius, offsets=query_offsets)
+    bounds = _bounds(cloud)
+    asked, query_bounds = _checked_query(query, query_offsets, cloud.positions, bounds, 1)
+    square_radius = check_positive(radius, "radius") ** 2
+    index, square, count = [], [], []
+    for q, p, start in _pairs(asked.detach(), query_bounds, cloud.positions.detach(), bounds):
+        gap = (q[:, None] - p).square().sum(-1)
+        row, column = (gap <= square_radius).nonzero(as_tuple=True)
+        index.append(column + start)
+        square.append(gap[row, column])
+        count.append(torch.bincount(row, minlength=len(q)))
+    empty = query_bounds.new_empty(0)
+    counts = torch.cat([empty, *count])
+    ids, squares = torch.cat([empty, *index]), torch.cat([asked.new_empty(0), *square])
+    owner = torch.repeat_interleave(torch.arange(len(asked), device=asked.device), counts)
+    distance = _distances(asked[owner], cloud.positions, ids[:, None], squares[:, None])[:, 0]
+    return Neighborhoods(ids, distance, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+
+
+def _bounds(cloud: Points) -> Tensor:
+    if cloud.offsets is not None:
+        return cloud.offsets
+    return torch.tensor([0, len(cloud.positions)], device=cloud.positions.device)
+
+
+def _checked_query(
+    query: Points | Tensor, query_offsets: Tensor | None, points: Tensor, offsets: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    asked = as_points(query, "query", offsets=query_offsets)
+    check_same(asked.positions, points, "query and points")
+    bounds = _bounds(asked)
+    if bounds.shape != offsets.shape:
+        raise ShapeError(f"query: expected {len(offsets) - 1} clouds as in points, got {len(bounds) - 1}")
+    if not isinstance(k, int) or k < 1:
+        raise ShapeError(f"k: expected an integer of at least 1, got {k!r}")
+    return asked.positions, bounds.to(points.device)
+
+
+def _pairs(query: Tensor, query_offsets: Tensor, points: Tensor, offsets: Tensor):
+    """The twin's work: (chunk of queries, their cloud's points, index of its first point)."""
+    for a, b, start, stop in zip(query_offsets[:-1], query_offsets[1:], offsets[:-1], offsets[1:], strict=True):
+        rows = query[int(a) : int(b)]
+        for chunk in rows.split(max(1, _CHUNK // max(1, int(stop - start)))) if len(rows) else ():
+            yield chunk, points[int(start) : int(stop)], int(start)
+
+
+def _distances(query: Tensor, points: Tensor, index: Tensor, square: Tensor) -> Tensor:
+    """Square roots; through the coordinates where a gradient is asked for, 0 at coincident points (double where)."""
+    if not (torch.is_grad_enabled() and (query.requires_grad or points.requires_grad)):
+        return square.sqrt()
+    missing = index < 0
+    gap = (query[:, None] - points[index.clamp(min=0)]).square().sum(-1)
+    zero = gap == 0
+    root = torch.where(zero, torch.ones_like(gap), gap).sqrt()
+    return torch.where(missing, torch.full_like(gap, float("inf")), torch.where(zero, torch.zeros_like(gap), root))
+
+
+@torch.library.custom_op(
+    "geom::neighbor_tree",
+    mutates_args=(),
+    schema="(Tensor points, Tensor offsets) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _build(points: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from geom.kernels import bridge, neighbors
+
+    points = points.contiguous()
+    out = _empty_tree(points, offsets)
+    leaf_points, leaf_index, boxes, bases, node_bases = out
+    count = len(points)
+    if points.device.type == "cpu":  # medians make the tighter boxes, one thread a cloud
+        order = torch.empty(count, dtype=torch.int64)
+        kernel = neighbors.median_order[points.dtype]
+        bridge.launch(kernel, len(offsets) - 1, points, offsets, torch.empty_like(points), order, device=points.device)
+    else:
+        order = morton_order(points, offsets)
+    sizes, width = offsets.diff(), neighbors.WIDTH
+    for level in range(len(bases)):
+        sizes = (sizes + width - 1) // width
+        bases[level, 1:] = sizes.cumsum(0)
+    bases[:, 0] = 0
+    capacities = _capacities(count, len(offsets) - 1)
+    starts = [0, 0]  # level 0 are leaves, in arrays of their own
+    for capacity in capacities[1:-1]:
+        starts.append(starts[-1] + capacity)
+    node_bases.copy_(torch.tensor(starts, dtype=torch.int32))
+    kernel, stride, device = neighbors.leaves[points.dtype], len(offsets), points.device
+    args = (points, order, offsets, bases, stride, 0, leaf_points, leaf_index)
+    bridge.launch(kernel, capacities[0], *args, device=device)
+    kernel = neighbors.nodes[points.dtype]
+    for level in range(1, len(capacities)):
+        args = (leaf_points, bases, stride, level, starts[level], starts[level - 1], boxes)
+        bridge.launch(kernel, capacities[level], *args, device=device)
+    return out
+
+
+def _capacities(count: int, clouds: int) -> list[int]:
+    """Room for the nodes of each level, whatever the clouds' sizes: ceil(n_b / 8) summed is at most N // 8 + B."""
+    levels, most = [count // 8 + clouds], count
+    while True:
+        most = (most + 7) // 8
+        levels.append(levels[-1] // 8 + clouds)
+        if most <= 8:
+            return levels
+
+
+@_build.register_fake
+def _empty_tree(points: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    capacities = _capacities(points.shape[0], offsets.shape[0] - 1)
+    return (
+        points.new_empty((capacities[0], 3, 8)),
+        points.new_empty((capacities[0], 8), dtype=torch.int32),
+        points.new_empty((sum(capacities[1:]), 6, 8)),
+        points.new_empty((len(capacities), offsets.shape[0]), dtype=torch.int32),
+        points.new_empty(len(capacities), dtype=torch.int32),
+    )
+
+
+@torch.library.custom_op(
+    "geom::knn",
+    mutates_args=(),
+    schema="(Tensor query, Tensor query_offsets, Tensor leaf_points, Tensor leaf_index, Tensor boxes, Tensor bases, "
+    "Tensor node_bases, int k, float limit) -> (Tensor, Tensor)",
+)
+def _knn(
+    query: Tensor,
+    query_offsets: Tensor,
+    leaf_points: Tensor,
+    leaf_index: Tensor,
+    boxes: Tensor,
+    bases: Tensor,
+    node_bases: Tensor,
+    k: int,
+    limit: float,
+) -> tuple[Tensor, Tensor]:
+    from geom.kernels import bridge, neighbors
+
+    index = torch.empty((len(query), k), dtype=torch.int64, device=query.device)
+    square = torch.empty((len(query), k), dtype=query.dtype, device=query.device)
+    tree = (leaf_points, leaf_index, boxes, bases, node_bases, bases.shape[1], bases.shape[0] - 1)
+    args = (query.contiguous(), query_offsets, *tree, k, limit, index, square)
+    bridge.launch(neighbors.knn[query.dtype], len(query), *args, device=query.device)
+    return index, square
+
+
+@_knn.register_fake
+def _(query, query_offsets, leaf_points, leaf_index, boxes, bases, node_bases, k, limit):
+    shape = (query.shape[0], k)
+    return query.new_empty(shape, dtype=torch.int64), query.new_empty(shape)

@@ -1,0 +1,185 @@
+"""The one bridge between torch and Warp: launches on torch tensors, threads on the CPU, and custom ops with adjoints.
+
+A kernel's first argument is `first`, the index of its first item (`i = first + wp.tid()`): on the CPU, where Warp runs
+a launch on one thread, the bridge cuts long launches into contiguous chunks, one for each torch thread. Items must be
+independent; results are then the same bits for any number of threads. Sources of several dtypes come from one template.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+import warp as wp
+from torch import Tensor
+
+from geom.checks import check_choice
+from geom.kernels.native import DTYPES, start
+
+__all__ = ["BACKENDS", "choose", "launch", "operator", "warmup"]
+
+BACKENDS = ("auto", "warp", "torch")
+MODULES = ("covariances", "neighbors", "registration", "voxels")
+_SPLIT = 4096  # items below which a second thread costs more than it saves
+
+Dispatch = Callable[[torch.dtype], wp.Kernel]
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="geom-warp")
+
+
+def choose(backend: str, *tensors: Tensor) -> bool:
+    """True where the Warp kernel is to run: "warp" and "torch" force one; "auto" is Warp for the dtypes it has, and the
+    torch twin under functorch transforms and for any other dtype or device."""
+    check_choice(backend, BACKENDS, "backend")
+    if backend != "auto":
+        return backend == "warp"
+    return all(
+        t.dtype in DTYPES and t.device.type in ("cpu", "cuda") and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        for t in tensors
+    )
+
+
+def _descriptor(x: Any) -> Any:
+    return wp.from_torch(x, return_ctype=True) if isinstance(x, Tensor) else x
+
+
+def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device) -> None:
+    """Run `kernel` over `items`; tensors among `args` are contiguous, detached, and read or written in place."""
+    if items == 0:
+        return
+    start()
+    packed = [_descriptor(x.detach() if isinstance(x, Tensor) else x) for x in args]
+    if device.type == "cuda":
+        stream = wp.stream_from_torch(torch.cuda.current_stream(device))
+        wp.launch(kernel, dim=items, inputs=[0, *packed], stream=stream)
+        return
+    threads = min(torch.get_num_threads(), items // _SPLIT)
+    if threads <= 1:
+        wp.launch(kernel, dim=items, inputs=[0, *packed], device="cpu")
+        return
+    wp.load_module(kernel.module, device="cpu")  # compiled before the threads race for it
+    bounds = [items * t // threads for t in range(threads + 1)]
+
+    def part(start: int, stop: int) -> None:
+        wp.launch(kernel, dim=stop - start, inputs=[start, *packed], device="cpu")
+
+    list(_pool(threads).map(part, bounds[:-1], bounds[1:]))
+
+
+def _adjoint(
+    kernel: wp.Kernel,
+    items: int,
+    inputs: Sequence[Any],
+    outputs: Sequence[Tensor],
+    grad_inputs: Sequence[Any],
+    grad_outputs: Sequence[Tensor],
+    device: torch.device,
+) -> None:
+    """The kernel's adjoint, on one thread: its atomic sums are then in a fixed order on the CPU."""
+    wp.launch(
+        kernel,
+        dim=items,
+        inputs=[0, *map(_descriptor, inputs)],
+        outputs=[_descriptor(x) for x in outputs],
+        adj_inputs=[0, *map(_descriptor, grad_inputs)],
+        adj_outputs=[_descriptor(x) for x in grad_outputs],
+        adjoint=True,
+        device="cpu" if device.type == "cpu" else wp.device_from_torch(device),
+        stream=wp.stream_from_torch(torch.cuda.current_stream(device)) if device.type == "cuda" else None,
+    )
+
+
+def operator(
+    name: str,
+    schema: str,
+    *,
+    kernel: Dispatch,
+    output: Callable[..., Tensor | tuple[Tensor, ...]],
+    items: Callable[..., int],
+    differentiable: Sequence[int] = (),
+) -> Callable[..., Any]:
+    """A kernel as the torch op `geom::name`, with fake and autograd registrations.
+
+    Args: schema, the op's signature in torch's notation, e.g. "(Tensor x, Tensor starts) -> Tensor"; kernel(dtype of
+    the first tensor), the Warp kernel whose arguments are `first`, the op's, and the outputs; output(*args), the empty
+    output or outputs, also used on fake tensors; items(*args), the launch's size; differentiable (ops of one output),
+    the places of the inputs that get gradients, through the adjoint Warp generates.
+
+    The pattern: detached inputs, outputs that torch allocates, torch tensors alone saved, and in the backward pass
+    fresh zero gradients and a cloned incoming one. A Tape over `from_torch` of a tensor that requires grad would share
+    `.grad` with it and double the gradient.
+    """
+
+    def forward(*args: Any) -> Tensor | tuple[Tensor, ...]:
+        out = output(*args)
+        outs = out if isinstance(out, tuple) else (out,)
+        inputs = [x.contiguous() if isinstance(x, Tensor) else x for x in args]
+        launch(kernel(args[0].dtype), items(*args), *inputs, *outs, device=args[0].device)
+        return out
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.plain = [None if isinstance(x, Tensor) else x for x in inputs]
+        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)), output)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, out = ctx.saved_tensors
+        rest = iter(saved)
+        args = [next(rest) if x is None else x for x in ctx.plain]
+        grads = back(grad, out, args)
+        return tuple(grads.pop(0) if i in differentiable else None for i in range(len(args)))
+
+    def run_backward(grad: Tensor, out: Tensor, tensors: list[Tensor], numbers: list[int]) -> list[Tensor]:
+        start()
+        args = _weave(tensors, numbers)
+        inputs = [x.detach().contiguous() if isinstance(x, Tensor) else x for x in args]
+        grads = [torch.zeros_like(x) if i in differentiable else x for i, x in enumerate(inputs)]
+        clone = grad.detach().clone(memory_format=torch.contiguous_format)
+        _adjoint(kernel(grad.dtype), items(*args), inputs, [out.detach()], grads, [clone], out.device)
+        return [grads[i] for i in differentiable]
+
+    op = torch.library.custom_op(f"geom::{name}", forward, mutates_args=(), schema=schema)
+    op.register_fake(output)
+    if differentiable:
+        adjoint = torch.library.custom_op(
+            f"geom::{name}_adjoint",
+            run_backward,
+            mutates_args=(),
+            schema="(Tensor grad, Tensor out, Tensor[] tensors, int[] numbers) -> Tensor[]",
+        )
+
+        @adjoint.register_fake
+        def _(grad: Tensor, out: Tensor, tensors: list[Tensor], numbers: list[int]) -> list[Tensor]:
+            args = _weave(tensors, numbers)
+            return [torch.empty_like(args[i]) for i in differentiable]
+
+        def back(grad: Tensor, out: Tensor, args: list[Any]) -> list[Tensor]:
+            tensors = [x for x in args if isinstance(x, Tensor)]
+            places = [-1 if isinstance(x, Tensor) else int(x) for x in args]
+            return list(adjoint(grad, out, tensors, places))
+
+        op.register_autograd(backward, setup_context=setup)
+    return op
+
+
+def _weave(tensors: Sequence[Tensor], numbers: Sequence[int]) -> list[Any]:
+    """The op's arguments again, from its tensors and its numbers; -1 marks a tensor's place."""
+    rest = iter(tensors)
+    return [next(rest) if n == -1 else n for n in numbers]
+
+
+def warmup(device: str = "cpu") -> dict[str, float]:
+    """Compile every kernel module for `device` (or load it from Warp's cache): seconds by module."""
+    start()
+    seconds = {}
+    for name in MODULES:
+        start = time.perf_counter()
+        module = import_module(f"geom.kernels.{name}")
+        module.load(device)
+        seconds[name] = time.perf_counter() - start
+    return seconds

@@ -1,0 +1,71 @@
+"""Voxel keys in Morton order, and means over segments: what downsampling and voxel maps are made of."""
+
+from collections.abc import Callable
+
+import torch
+import warp as wp
+from torch import Tensor
+
+from geom.kernels import bridge
+from geom.kernels.native import DTYPES, native_kernel
+
+__all__ = ["morton_keys", "segment_mean"]
+
+morton_keys = native_kernel(
+    __name__,
+    "morton_keys",
+    "points: real[], offsets: int64[], origin: real[], inverse_size: real[], keys: int64[]",
+    # The point's cell on its cloud's grid; the bits of the three axes interleaved, x lowest, 21 bits an axis.
+    """
+    int cloud = 0;
+    while (offsets.data[cloud + 1] <= i) ++cloud;
+    unsigned long long key = 0;
+    for (int axis = 0; axis < 3; ++axis) {
+        REAL cell = (points.data[3 * i + axis] - origin.data[3 * cloud + axis]) * inverse_size.data[cloud];
+        unsigned long long x = cell <= REAL(0) ? 0ull : cell >= REAL(2097151) ? 2097151ull : (unsigned long long)cell;
+        x = (x | x << 32) & 0x1f00000000ffffull;
+        x = (x | x << 16) & 0x1f0000ff0000ffull;
+        x = (x | x << 8) & 0x100f00f00f00f00full;
+        x = (x | x << 4) & 0x10c30c30c30c30c3ull;
+        x = (x | x << 2) & 0x1249249249249249ull;
+        key |= x << axis;
+    }
+    keys.data[i] = (wp::int64)key;
+    """,
+)
+
+
+def _mean_kernel(real: type) -> wp.Kernel:
+    @wp.kernel(module="geom.kernels.voxels")
+    def mean(
+        first: wp.int32,
+        values: wp.array2d(dtype=real),
+        order: wp.array(dtype=wp.int64),
+        starts: wp.array(dtype=wp.int64),
+        out: wp.array2d(dtype=real),
+    ):
+        # One segment. Sums run in float64, in the order of the segment, so the bits depend on nothing else.
+        segment = first + wp.tid()
+        begin = wp.int32(starts[segment])
+        end = wp.int32(starts[segment + 1])
+        for column in range(values.shape[1]):
+            total = wp.float64(0.0)
+            for k in range(begin, end):
+                total += wp.float64(values[wp.int32(order[k]), column])
+            out[segment, column] = real(total / wp.float64(wp.max(end - begin, 1)))
+
+    return mean
+
+
+_MEAN = {dtype: _mean_kernel(real) for dtype, real in DTYPES.items()}
+
+# segment_mean(values (N, C), order (M,) int64, starts (S+1,) int64) -> (S, C): the mean of values[order[k]] over
+# starts[s] <= k < starts[s+1], 0 for an empty segment; differentiable in values.
+segment_mean: Callable[[Tensor, Tensor, Tensor], Tensor] = bridge.operator(
+    "segment_mean",
+    "(Tensor values, Tensor order, Tensor starts) -> Tensor",
+    kernel=lambda dtype: _MEAN[dtype],
+    output=lambda values, order, starts: torch.empty_like(values[:1]).expand(starts.shape[0] - 1, -1).contiguous(),
+    items=lambda values, order, starts: starts.shape[0] - 1,
+    differentiable=(0,),
+)
