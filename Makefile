@@ -25,7 +25,6 @@ lint: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/pyright --verifytypes geom --ignoreexternal
 
 venv: .venv/installed
 

@@ -6,6 +6,7 @@ thinning with range and lost grazing returns come by themselves. Keys: `src` (N,
 each in its sensor's frame; `T_tgt_src` (4, 4) float64 with tgt ~ T src. The same seed makes the same scans.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,13 @@ class Solid(NamedTuple):
     normals: Array
     offsets: Array
     albedo: float
+
+
+class Group(NamedTuple):
+    """Solids, and one that holds them all: rays that miss it need not try them."""
+
+    bound: Solid
+    parts: list[Solid]
 
 
 # ---------------------------------------------------------------- solids
@@ -67,7 +75,7 @@ def rotation(angle: float, axis: int) -> Array:
 # ---------------------------------------------------------------- the street: x along it, y across, z up
 
 
-def house(x0: float, x1: float, side: int, rng: np.random.Generator) -> list[Solid]:
+def house(x0: float, x1: float, side: int, rng: np.random.Generator) -> Group:
     """Body, gable roof and a facade whose windows and door are holes between piers and bands, 0.25 m deep."""
     front, floors = 8.6 + rng.uniform(-0.3, 0.6), int(rng.integers(2, 5))
     height, wall, deep = 3.0 * floors + 0.5, rng.uniform(0.4, 0.8), 0.25
@@ -79,7 +87,7 @@ def house(x0: float, x1: float, side: int, rng: np.random.Generator) -> list[Sol
         y = sorted((side * (front + depth), side * (front + back)))
         return box((xa, y[0], za), (xb, y[1], zb), albedo)
 
-    parts = [slab(x0, x1, deep, 10.0, 0, height, 0.12)]  # the body, seen through windows: dark glass
+    parts = [slab(x0, x1, deep, 10.0, 0, height, 0.03)]  # the body, seen through windows: dark glass
     parts += [slab(xa, xb, 0.0, 10.0, 0, height) for xa, xb in ((x0, x0 + 0.02), (x1 - 0.02, x1))]  # blind sides
     ridge, eaves = height + rng.uniform(2.5, 4.0), (side * (front - 0.4), side * (front + 10.2))
     gable = [(min(eaves), height), (max(eaves), height), (sum(eaves) / 2, ridge)]
@@ -102,23 +110,27 @@ def house(x0: float, x1: float, side: int, rng: np.random.Generator) -> list[Sol
                 parts.append(slab(centre - 1.1, centre + 1.1, -1.0, -0.95, sill - 0.9, sill + 0.1, 0.4))
     parts.append(slab(x0, x1, -0.15, deep, 3.0 * floors - 0.5, height, 0.7))  # cornice
     parts.append(slab(x1 - 0.3, x1 - 0.2, -0.1, 0, 0, height, 0.5))  # rain pipe
-    return parts
+    y = sorted((side * (front - 1.2), side * (front + 10.5)))
+    return Group(box((x0 - 0.2, y[0], 0), (x1 + 0.2, y[1], ridge), 0), parts)
 
 
-def car(x: float, y: float, yaw: float, rng: np.random.Generator) -> list[Solid]:
+def car(x: float, y: float, yaw: float, rng: np.random.Generator) -> Group:
     length, tall, paint = rng.uniform(1.9, 2.4), rng.uniform(1.35, 1.9), rng.uniform(0.15, 0.7)
-    body = [(-length, 0.28), (length, 0.28), (length, 0.7), (0.5 * length, 0.95), (-0.95 * length, 0.98), (-length, 0.8)]
-    roof = [(-0.95 * length, 0.95), (0.5 * length, 0.93), (0.15 * length, tall), (-0.65 * length, tall + 0.03)]
+    back, front = -0.95 * length, 0.5 * length
+    body = [(-length, 0.28), (length, 0.28), (length, 0.7), (front, 0.95), (back, 0.98), (-length, 0.8)]
+    roof = [(back, 0.95), (front, 0.93), (0.15 * length, tall), (-0.65 * length, tall + 0.03)]
     parts = [prism(body, 1, -0.88, 0.88, paint), prism(roof, 1, -0.74, 0.74, 0.5 * paint)]
     parts += [
         rod((sx * 0.62 * length, 0.32), 0.32, 1, sy - 0.1, sy + 0.1, 0.1) for sx in (-1, 1) for sy in (-0.82, 0.82)
     ]
-    return [place(part, x, y, yaw) for part in parts]
+    bound = box((-length, -1, 0), (length, 1, 2), 0)
+    return Group(place(bound, x, y, yaw), [place(part, x, y, yaw) for part in parts])
 
 
-def street(rng: np.random.Generator) -> tuple[list[Solid], list[Array]]:
+def street(rng: np.random.Generator) -> tuple[list[Group], list[Array]]:
     """All solids, and the crowns of the trees: leaf centres (K, 3), each a ball of 0.11 m."""
     solids = [box((-200, -200, -1), (200, 200, 0), 0.3)]
+    groups = []
     gaps = {-1: (9.0, 17.0), 1: (-19.0, -15.5)}  # a side road on the right, an alley on the left
     for side, (gap0, gap1) in gaps.items():
         for start, stop in ((-70.0, gap0), (gap1, 75.0)):
@@ -128,17 +140,17 @@ def street(rng: np.random.Generator) -> tuple[list[Solid], list[Array]]:
             while x < stop - 6:
                 end = min(x + rng.uniform(7.5, 13.0), stop)
                 end = stop if stop - end < 6 else end
-                solids += house(x, end, side, rng)
+                groups.append(house(x, end, side, rng))
                 x = end
     solids += [box((5, -52, 0), (24, -44, 9), 0.6), box((9, -34, 0), (10.2, -20, 1.3), 0.3)]  # end of the side road
     solids += [box((-19, 24, 0), (-15.5, 24.3, 2.5), 0.5)]
     solids += [box((-70, -40, 0), (-69.5, 40, 7), 0.5), box((75, -40, 0), (75.5, 40, 9), 0.6)]
     for x in np.arange(-58, 66, 6.4):
         for side in (-1, 1):
-            if rng.random() < 0.62 and not (side < 0 and 6 < x < 20):
+            if rng.random() < 0.75 and not (side < 0 and 6 < x < 20):
                 yaw = rng.normal(0, 0.02) + np.pi * (side > 0)
-                solids += car(x + rng.uniform(-0.5, 0.5), side * (4.6 + rng.normal(0, 0.1)), yaw, rng)
-    solids += car(11.0, -17.0, np.pi / 2 + 0.05, rng) + car(-14.0, -2.0, 0.03, rng)
+                groups.append(car(x + rng.uniform(-0.5, 0.5), side * (4.6 + rng.normal(0, 0.1)), yaw, rng))
+    groups += [car(11.0, -17.0, np.pi / 2 + 0.05, rng), car(-14.0, -2.0, 0.03, rng)]
     for x in np.arange(-52, 62, 17.0):  # lamps on one side, signs and bins on the other
         solids += [rod((x, 6.0), 0.09, 2, 0, 6.2, 0.6), box((x - 0.06, 4.4, 6.1), (x + 0.06, 6.0, 6.22), 0.6)]
         if not 5 < x + 5 < 20:
@@ -151,10 +163,22 @@ def street(rng: np.random.Generator) -> tuple[list[Solid], list[Array]]:
         shell = rng.normal(size=(420, 3))
         shell *= radius * rng.uniform(0.2, 1, (420, 1)) ** 0.4 / np.linalg.norm(shell, axis=1, keepdims=True)
         crowns.append(shell * [1, 1, 1.25] + [x, y, high])
-    return solids, crowns
+    return [*groups, *(Group(solid, [solid]) for solid in solids)], crowns
 
 
-def cast(origin: Array, rays: Array, solids: list[Solid], crowns: list[Array]) -> tuple[Array, Array, Array]:
+def enter(solid: Solid, origin: Array, rays: Array) -> tuple[Array, Array]:
+    """Where rays (R, 3) enter a solid: distance (inf where they miss it), cosine of incidence there."""
+    speed = rays @ solid.normals.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = (solid.offsets - solid.normals @ origin) / speed
+    inward = np.where(speed < 0, t, -np.inf)
+    face = inward.argmax(1)[:, None]
+    first = np.take_along_axis(inward, face, 1)[:, 0]
+    hit = (first > 0.5) & (first <= np.where(speed > 0, t, np.inf).min(1))
+    return np.where(hit, first, np.inf), -np.take_along_axis(speed, face, 1)[:, 0]
+
+
+def cast(origin: Array, rays: Array, groups: list[Group], crowns: list[Array]) -> tuple[Array, Array, Array]:
     """First hit along unit rays (R, 3): range (inf where none), cosine of incidence, albedo."""
     depth, cosine, albedo = np.full(len(rays), np.inf), np.zeros(len(rays)), np.zeros(len(rays))
 
@@ -163,15 +187,10 @@ def cast(origin: Array, rays: Array, solids: list[Solid], crowns: list[Array]) -
         rows = rows[near]
         depth[rows], cosine[rows], albedo[rows] = t[near], cos[near], value
 
-    for normals, offsets, value in solids:
-        speed = rays @ normals.T
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = (offsets - normals @ origin) / speed
-        enter = np.where(speed < 0, t, -np.inf)
-        face = enter.argmax(1)
-        first = np.take_along_axis(enter, face[:, None], 1)[:, 0]
-        rows = np.flatnonzero((first > 0.5) & (first <= np.where(speed > 0, t, np.inf).min(1)))
-        keep(rows, first[rows], -speed[rows, face[rows]], value)
+    for bound, parts in groups:
+        rows = np.flatnonzero(enter(bound, origin, rays)[0] < np.inf)
+        for part in parts:
+            keep(rows, *enter(part, origin, rays[rows]), part.albedo)
     for leaves in crowns:
         centre = leaves.mean(0) - origin
         reach = np.linalg.norm(leaves - leaves.mean(0), axis=1).max() + 0.2
@@ -184,21 +203,30 @@ def cast(origin: Array, rays: Array, solids: list[Solid], crowns: list[Array]) -
     return depth, cosine, albedo
 
 
-def lidar(pose: Array, scene: tuple[list[Solid], list[Array]], rng: np.random.Generator) -> Array:
-    """One turn of 32 beams, -25 to +15 degrees, 0.36 degrees apart in azimuth; 1.5 cm range noise; points (N, 3).
+def lidar(pose: Array, scene: tuple[list[Group], list[Array]], rng: np.random.Generator) -> Array:
+    """One turn of 32 beams, -24 to +20 degrees, 0.5 degrees apart in azimuth; 1.5 cm range noise; points (N, 3).
 
     The share of light that comes back, albedo cos(incidence) / range^2, decides whether a return is seen.
     """
-    elevation, azimuth = np.meshgrid(np.deg2rad(np.linspace(-25, 15, 32)), np.deg2rad(np.arange(0, 360, 0.36)))
+    elevation, azimuth = np.meshgrid(np.deg2rad(np.linspace(-24, 20, 32)), np.deg2rad(np.arange(0, 360, 0.5)))
     rays = np.stack([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], -1)
     rays = rays.reshape(-1, 3)
     depth, cosine, albedo = cast(pose[:3, 3], rays @ pose[:3, :3].T, *scene)
-    power = albedo * cosine * (75.0 / depth) ** 2
+    power = albedo * cosine * (68.0 / depth) ** 2
     seen = (rng.random(len(rays)) < power / (1 + power)) & (depth < 90)
     return rays[seen] * (depth[seen] + rng.normal(0, 0.015, seen.sum()))[:, None]
 
 
 # ---------------------------------------------------------------- the object: a teapot as a distance function
+
+
+SPOUT = (  # its middle line and radius: x, y, z, r
+    (0.070, 0.000, -0.022, 0.030),
+    (0.108, 0.004, -0.004, 0.022),
+    (0.128, 0.008, 0.026, 0.016),
+    (0.142, 0.012, 0.056, 0.012),
+    (0.161, 0.014, 0.070, 0.011),
+)
 
 
 def smooth_min(a: Array, b: Array, k: float) -> Array:
@@ -214,12 +242,13 @@ def ellipsoid(p: Array, radii: tuple[float, ...]) -> Array:
 def teapot(p: Array) -> Array:
     """Signed distance (a bound on it) of points (..., 3), z up, metres: twisted ribs, spout, handle, lid, one boss."""
     angle = np.arctan2(p[..., 1], p[..., 0])
-    ribs = 1 + 0.035 * np.cos(9 * (angle + 7 * p[..., 2]))
+    ribs = 1 + 0.045 * np.cos(9 * (angle + 7 * p[..., 2]))
     d = ellipsoid(p / np.stack([ribs, ribs, np.ones_like(ribs)], -1), (0.092, 0.092, 0.074))
     ring = np.hypot(p[..., 0], p[..., 1])
-    d = smooth_min(d, np.hypot(np.maximum(ring - 0.05, 0), np.maximum(abs(p[..., 2] + 0.068) - 0.008, 0)) - 0.004, 0.008)
-    path = np.array([(0.06, 0, -0.03), (0.1, 0.004, -0.02), (0.122, 0.008, 0.015), (0.136, 0.012, 0.05), (0.157, 0.014, 0.068)])
-    for a, b, ra, rb in zip(path[:-1], path[1:], (0.03, 0.022, 0.016, 0.012), (0.022, 0.016, 0.012, 0.011), strict=True):
+    foot = np.hypot(np.maximum(ring - 0.05, 0), np.maximum(abs(p[..., 2] + 0.068) - 0.008, 0)) - 0.004
+    d = smooth_min(d, foot, 0.008)
+    for (*a, ra), (*b, rb) in pairwise(SPOUT):
+        a, b = np.array(a), np.array(b)
         h = np.clip((p - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
         d = smooth_min(d, np.linalg.norm(p - a - h[..., None] * (b - a), axis=-1) - (ra + (rb - ra) * h), 0.006)
     q = p - (-0.092, -0.006, 0.008)

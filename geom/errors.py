@@ -1,5 +1,6 @@
 """The errors of the house. Every message says what was expected and what came."""
 
+from functools import partial
 from os import PathLike, fspath
 
 __all__ = ["GeomError", "ShapeError", "FileFormatError", "MissingDependencyError", "ConvergenceWarning"]
@@ -24,19 +25,19 @@ class FileFormatError(GeomError, ValueError):
         where = "" if offset is None else f" at byte {offset}"
         super().__init__(f"{self.path}{where}: {reason}")
 
-    def __reduce__(self):  # keyword-only argument: pickling across processes needs help
-        return _rebuild_file_error, (self.path, self.reason, self.offset)
-
-
-def _rebuild_file_error(path: str, reason: str, offset: int | None) -> FileFormatError:
-    return FileFormatError(path, reason, offset=offset)
+    def __reduce__(self) -> tuple[partial["FileFormatError"], tuple[()]]:  # keyword-only arguments do not pickle
+        return partial(FileFormatError, self.path, self.reason, offset=self.offset), ()
 
 
 class MissingDependencyError(GeomError, ImportError):
     """An optional package is needed and absent; the message holds the line that installs it."""
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        self._arguments = {"package": package, "extra": extra, "purpose": purpose}
         super().__init__(f"{purpose} needs {package}: pip install 'geom-toolkit[{extra}]'")
+
+    def __reduce__(self) -> tuple[partial["MissingDependencyError"], tuple[()]]:
+        return partial(MissingDependencyError, **self._arguments), ()
 
 
 class ConvergenceWarning(UserWarning):

@@ -1,6 +1,7 @@
 """Writing files so that a failure leaves the old one untouched."""
 
 import os
+import stat
 import tempfile
 
 __all__ = ["write_atomically"]
@@ -16,10 +17,17 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0600 would surprise whoever shares the folder
+        os.chmod(temporary, _mode(path))  # mkstemp's 0600 would surprise whoever shares the folder
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _mode(path: str) -> int:
+    """The permissions a file has, or those `open` would give a new one."""
+    if os.path.exists(path):
+        return stat.S_IMODE(os.stat(path).st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from typing_extensions import Self, dataclass_transform
 
+from geom.checks import describe
 from geom.errors import FileFormatError, ShapeError
 from geom.files import write_atomically
 
-__all__ = ["Fit", "Value", "replace", "value"]
+__all__ = ["Fit", "Value", "batch_shape", "replace", "value"]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -148,9 +149,18 @@ def value(cls: type[T]) -> type[T]:
     return cls
 
 
-def replace(x: T, **changes: Any) -> T:
+def replace(x: T, /, **changes: Any) -> T:
     """A copy of a value with some fields changed."""
     return dataclasses.replace(x, **changes)  # type: ignore[type-var]
+
+
+def batch_shape(x: Any) -> torch.Size:
+    """The batch shape of a value, read off its first batched field; () where it has none."""
+    for field in _fields(type(x)):
+        item = getattr(x, field.name)
+        if isinstance(item, Tensor) and field.own is not None:
+            return item.shape[: item.ndim - field.own]
+    return torch.Size()
 
 
 class _Field(NamedTuple):
@@ -161,13 +171,13 @@ class _Field(NamedTuple):
 
 
 def _fields(cls: type) -> tuple[_Field, ...]:
-    return cls.__value__  # type: ignore[attr-defined]
+    return cls.__value__
 
 
 def _describe_fields(cls: type) -> tuple[_Field, ...]:
     hints = typing.get_type_hints(cls, localns={cls.__name__: cls})
     result = []
-    for name in (f.name for f in dataclasses.fields(cls)):  # type: ignore[arg-type]
+    for name in (f.name for f in dataclasses.fields(cls)):
         members = (hints[name], *typing.get_args(hints[name]))
         shapes = tuple(m for m in members if hasattr(m, "dim_str"))
         words = shapes[0].dim_str.split() if shapes else ["*b"] if Tensor in members else []
@@ -218,7 +228,7 @@ def _unflatten(cls: Any, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
         if key in tensors:
             fields[name] = tensors[key]
             if shapes and not isinstance(tensors[key], shapes):
-                raise ValueError(f"{key} of shape {tuple(tensors[key].shape)}")
+                raise ValueError(f"{key}, {describe(tensors[key])}")
         elif isinstance(plain[name], dict):
             fields[name] = _unflatten(_find(plain[name]["value"]), tensors, plain[name]["fields"], key + ".")
         else:

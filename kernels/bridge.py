@@ -23,7 +23,6 @@ __all__ = ["BACKENDS", "choose", "launch", "operator", "warmup"]
 
 BACKENDS = ("auto", "warp", "torch")
 MODULES = ("covariances", "neighbors", "registration", "voxels")
-_SPLIT = 4096  # items below which a second thread costs more than it saves
 
 Dispatch = Callable[[torch.dtype], wp.Kernel]
 
@@ -49,8 +48,11 @@ def _descriptor(x: Any) -> Any:
     return wp.from_torch(x, return_ctype=True) if isinstance(x, Tensor) else x
 
 
-def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device) -> None:
-    """Run `kernel` over `items`; tensors among `args` are contiguous, detached, and read or written in place."""
+def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grain: int = 4096) -> None:
+    """Run `kernel` over `items`; tensors among `args` are contiguous, and read or written in place.
+
+    `grain`: items below which a second CPU thread would cost more than it saves.
+    """
     if items == 0:
         return
     start()
@@ -59,7 +61,7 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device) -> N
         stream = wp.stream_from_torch(torch.cuda.current_stream(device))
         wp.launch(kernel, dim=items, inputs=[0, *packed], stream=stream)
         return
-    threads = min(torch.get_num_threads(), items // _SPLIT)
+    threads = min(torch.get_num_threads(), items // grain)
     if threads <= 1:
         wp.launch(kernel, dim=items, inputs=[0, *packed], device="cpu")
         return

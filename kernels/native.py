@@ -42,7 +42,7 @@ def _build(module: str, name: str, signature: str, snippet: str, real: type) -> 
     start()
     name = f"{name}_{real.__name__}"
     arguments = dict(part.split(":") for part in signature.replace(" ", "").split(","))
-    scalars = {"real": real, "int32": wp.int32, "int64": wp.int64}
+    scalars = {"real": real, "float64": wp.float64, "int32": wp.int32, "int64": wp.int64}
 
     def hint(text: str) -> object:
         scalar = scalars[text.removesuffix("[]")]

@@ -186,8 +186,7 @@ WALK = """
         }
         const int bottom = top;
         for (int j = 0; j < 8; ++j) {
-            PRUNED(d[j])
-            if (!(d[j] <= BOUND) || d[j] == REAL(INFINITY)) continue;
+            if (!(d[j] <= BOUND) || d[j] == REAL(INFINITY)) { PRUNED(d[j]) continue; }
             int at = top++;
             while (at > bottom && stack_d[at - 1] < d[j]) {
                 stack_d[at] = stack_d[at - 1]; stack_node[at] = stack_node[at - 1]; --at;

@@ -1,9 +1,10 @@
 """What every test shares: shape checks on the library's annotations, data, dtypes, devices.
 
-The rooms in `CHECKED` are imported through jaxtyping's hook, so each annotated shape is checked on each call and a wrong
-one raises `jaxtyping.TypeCheckError`. Two kinds of test switch that off with `@pytest.mark.usefixtures("unchecked")`, for
-one test or, as `pytestmark`, for a file: those that hand a function wrong input to see the library's own `ShapeError`, and
-those that call `torch.compile(fullgraph=True)`, which cannot trace the checks. `JAXTYPING_DISABLE=1` switches all off.
+The rooms in `CHECKED` are imported through jaxtyping's hook, so each annotated shape is checked on each call and a
+wrong one raises `jaxtyping.TypeCheckError`. Two kinds of test switch that off with
+`@pytest.mark.usefixtures("unchecked")`, for one test or, as `pytestmark`, for a file: those that hand a function wrong
+input to see the library's own `ShapeError`, and those that call `torch.compile(fullgraph=True)`, which cannot trace the
+checks. `JAXTYPING_DISABLE=1` switches all off.
 """
 
 import inspect
@@ -20,10 +21,10 @@ CHECKED = (
     "lie points meshes optim nn train elastic flow registration rods mpm skinning sequence clifford groupconv "
     "equivariant protein"
 )
-# beartype knows `Self` only where it decorates the whole class
+# an int is good where a float is asked for; `Self` means something to beartype only where it decorates the whole class
 TYPECHECKER = (
-    "beartype.beartype(conf=beartype.BeartypeConf(hint_overrides=beartype.FrozenDict("
-    "{__import__('typing_extensions').Self: object})))"
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, "
+    "hint_overrides=beartype.FrozenDict({__import__('typing_extensions').Self: object})))"
 )
 jaxtyping.install_import_hook([f"geom.{room}" for room in CHECKED.split()], TYPECHECKER)
 
@@ -54,7 +55,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the test without shape checks: user-input validation, torch.compile."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    # what torch.compile cannot trace, disabled or not: wrapping a function inside a function, a wrapped method of a value
+    # what torch.compile cannot trace, disabled or not: wrapping a function inside a function, a value's wrapped method
     monkeypatch.setattr(jaxtyping, "jaxtyped", lambda **_: lambda function: function)
     for cls in values._KNOWN.values():
         for name, method in [(k, v) for k, v in vars(cls).items() if inspect.isfunction(v)]:

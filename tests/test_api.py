@@ -52,7 +52,9 @@ def describe_class(cls: type, node: ast.ClassDef) -> Iterator[str]:
         elif isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name) and item.targets[0].id[0] != "_":
             yield f"    {ast.unparse(item)}"
         elif isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
-            public = item.name[0] != "_" or (item.name.endswith("__") and item.name not in ("__post_init__", "__reduce__"))
+            public = item.name[0] != "_" or (
+                item.name.endswith("__") and item.name not in ("__post_init__", "__reduce__")
+            )
             if public:
                 kinds = [ast.unparse(d) for d in item.decorator_list]
                 yield "    " + "".join(f"@{kind} " for kind in kinds) + item.name + signature(item)
@@ -69,7 +71,7 @@ def describe(path: str, thing: Any) -> Iterator[str]:
     if isinstance(node, ast.ClassDef):
         bases = ", ".join(ast.unparse(base) for base in node.bases)
         decorators = "".join(f"@{ast.unparse(d)} " for d in node.decorator_list)
-        yield f"{decorators}class {path}({bases})"
+        yield f"{decorators}class {path}{f'({bases})' if bases else ''}"
         yield from describe_class(thing, node)
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         yield f"{path}{signature(node)}"

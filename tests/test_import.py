@@ -26,7 +26,13 @@ def test_the_check_itself_sees_torch() -> None:
 
 
 def test_matter_needs_no_door() -> None:
-    assert loaded_after("from geom import lie, points, meshes, values") <= {"torch", "numpy", "jaxtyping", "scipy", "warp"}
+    assert loaded_after("from geom import lie, points, meshes, values") <= {
+        "torch",
+        "numpy",
+        "jaxtyping",
+        "scipy",
+        "warp",
+    }
 
 
 @pytest.mark.parametrize("room", geom.__all__)
@@ -52,5 +58,11 @@ def test_type_checkers_see_every_room() -> None:
     from pathlib import Path
 
     tree = ast.parse(Path(geom.__file__).read_text())
-    seen = [a.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names if node.module == "geom"]
+    seen = [
+        a.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for a in node.names
+        if node.module == "geom"
+    ]
     assert seen == geom.__all__

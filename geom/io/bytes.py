@@ -49,10 +49,12 @@ class Source:
         return int.from_bytes(self.data[offset : offset + size], order)
 
     def budget(self, size: int, what: str) -> None:
-        """Raise where decompressed or instanced content outgrows the file: more than 8 times its size and 24 MiB."""
+        """Raise where what is unpacked or instanced would take far more memory than the file: 8 times and 24 MiB."""
         allowed = 8 * len(self.data) + _ALLOWANCE
         if size > allowed:
-            raise self.fail(f"{what}: {size} bytes from a file of {len(self.data)}, at most {allowed} are unpacked")
+            raise self.fail(
+                f"{what}: {size} bytes of memory for a file of {len(self.data)} bytes, at most {allowed} are given"
+            )
 
     def padding(self, offset: int, what: str) -> None:
         """Raise unless all bytes from `offset` on are zero or white."""

@@ -10,7 +10,7 @@ from geom.io.bytes import Source
 __all__ = ["eight_bits", "nearest_eight_bits", "unit_colors"]
 
 
-def unit_colors(source: Source, raw: NDArray[Any]) -> NDArray[np.float32]:
+def unit_colors(source: Source, raw: NDArray[Any]) -> NDArray[Any]:
     """Colours (N, 3) of any number type as float32 in [0, 1].
 
     uint8 is divided by 255 and uint16 by 65535. Other types hold [0, 1], or [0, 255] where a value exceeds 1.

@@ -37,7 +37,9 @@ def whole(source: Source, numbers: NDArray[Any], what: str) -> NDArray[np.int64]
     if numbers.dtype.kind == "f":
         good = np.abs(numbers) < 2.0**53  # false for NaN
         if not (good.all() and (np.rint(numbers) == numbers).all()):
-            raise source.fail(f"{what}: expected whole numbers, got {numbers[~(good & (np.rint(numbers) == numbers))][0]}")
+            raise source.fail(
+                f"{what}: expected whole numbers, got {numbers[~(good & (np.rint(numbers) == numbers))][0]}"
+            )
     elif numbers.dtype.kind == "u" and numbers.dtype.itemsize == 8 and numbers.size and numbers.max() >= 2**63:
         raise source.fail(f"{what}: expected an index, got {numbers.max()}")
     elif numbers.dtype.kind not in "iu":

@@ -24,8 +24,9 @@ Array = NDArray[Any]
 class Geometry:
     """Points or a mesh as arrays.
 
-    Fields: `positions` (N, 3) float32 or float64; `faces` (F, 3) int64, None where the file declares no faces; `normals`
-    (N, 3) as positions; `colors` (N, 3) float32 in [0, 1]; `intensities` (N,) float32; `offsets` (B+1,) int64.
+    Fields: `positions` (N, 3) float32 or float64; `faces` (F, 3) int64, None where the file declares no faces;
+    `normals` (N, 3) as positions; `colors` (N, 3) float32 in [0, 1]; `intensities` (N,) float32; `offsets` (B+1,)
+    int64.
     """
 
     positions: Array
@@ -51,9 +52,9 @@ def checked(
     Raises: FileFormatError where a number is not finite, a shape is wrong or a face names a vertex that is not there.
     """
     count = len(positions)
-    real = positions.dtype.newbyteorder("=") if positions.dtype.kind == "f" else np.dtype(np.float64)
-    xyz = _finite(source, positions, (count, 3), np.promote_types(real, np.float32), "positions")
-    if positions.dtype.kind in "iu":
+    real = np.promote_types(positions.dtype.newbyteorder("="), np.float32)  # int32 and wider: float64
+    xyz = _finite(source, positions, (count, 3), real, "positions")
+    if positions.dtype.kind in "iu" and real == np.float64:
         small = xyz.astype(np.float32)
         xyz = small if np.array_equal(small, positions) else xyz
     if faces is not None:
@@ -80,7 +81,8 @@ def _finite(source: Source, x: Array, shape: tuple[int, ...], dtype: np.dtype[An
     if x.shape != shape:
         raise source.fail(f"{what}: expected shape {shape}, got {x.shape}")
     with np.errstate(over="ignore", invalid="ignore"):
-        x = np.array(x, dtype, order="C")  # a copy: torch wants memory of its own, in native byte order
+        x = np.ascontiguousarray(x, dtype)
+    x = x if x.flags.writeable else x.copy()  # torch wants memory of its own, never the file's
     finite = np.isfinite(x)
     if not finite.all():
         bad = int((~finite).any(-1).sum()) if x.ndim == 2 else int((~finite).sum())
@@ -91,7 +93,8 @@ def _finite(source: Source, x: Array, shape: tuple[int, ...], dtype: np.dtype[An
 def text_precision(xyz: NDArray[np.float64], declared: str | None) -> Array:
     """Coordinates from a text without types: float32, or float64 where that would move one too far.
 
-    Too far is more than 1e-6 of the longest side of the bounding box. `declared`, "float32" or "float64", decides first.
+    Too far is more than 1e-6 of the longest side of the bounding box. `declared`, "float32" or "float64", has the
+    first word.
     """
     if declared == "float64":
         return xyz

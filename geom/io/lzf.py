@@ -1,11 +1,11 @@
-"""LZF (Lehmann 2000), the compression of PCD's `binary_compressed`: literal runs and references into what came before."""
+"""LZF (Lehmann 2000), the compression inside PCD's `binary_compressed`: literal runs and references backwards."""
 
 from geom.io.bytes import Source
 
 __all__ = ["decompress"]
 
 
-def decompress(source: Source, start: int, stop: int, size: int) -> bytes:
+def decompress(source: Source, start: int, stop: int, size: int) -> bytearray:
     """The `size` bytes that bytes start..stop of the file unpack to; stop is in the file, size within its budget.
 
     Raises: FileFormatError where they do not unpack to exactly that.
@@ -43,4 +43,4 @@ def decompress(source: Source, start: int, stop: int, size: int) -> bytes:
             break
     if len(out) != size:
         raise source.fail(f"LZF: expected {size} bytes to come out, got {len(out)}{' or more' * (at < stop)}", start)
-    return bytes(out)
+    return out

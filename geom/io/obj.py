@@ -14,17 +14,18 @@ from geom.io.tokens import blocks, declared_dtype, first_words, format_rows, rea
 __all__ = ["read_obj", "write_obj"]
 
 _STATEMENTS = set(
-    b"v vt vn vp f fo l p g o s mg usemtl mtllib usemap maplib cstype deg bmat step curv curv2 surf parm trim hole scrv sp "
-    b"end con bevel c_interp d_interp lod shadow_obj trace_obj ctech stech call csh".split()
+    b"v vt vn vp f fo l p g o s mg usemtl mtllib usemap maplib cstype deg bmat step curv curv2 surf parm trim hole "
+    b"scrv sp end con bevel c_interp d_interp lod shadow_obj trace_obj ctech stech call csh".split()
 )
 
 
 def read_obj(source: Source) -> Geometry:
     """Read an OBJ file.
 
-    Vertices are `v x y z`, `v x y z w` (w is ignored) or `v x y z r g b`; faces are polygons of v, v/vt, v//vn or v/vt/vn,
-    counted from 1 or back from the last one. Normals are kept where every vertex is used with one normal only, or where
-    faces name none and there are as many normals as vertices. Texture coordinates and unknown statements are ignored.
+    Vertices are `v x y z`, `v x y z w` (w is ignored) or `v x y z r g b`; faces are polygons of v, v/vt, v//vn or
+    v/vt/vn, counted from 1 or back from the last one. Normals are kept where every vertex is used with one normal only,
+    or where faces name none and there are as many normals as vertices. Texture coordinates and unknown statements are
+    ignored.
     An OBJ file is a mesh, also one without faces.
 
     Raises: FileFormatError.
@@ -144,7 +145,9 @@ class _Parts:
         slashes = np.cumsum(slash, dtype=np.int32)
         part = slashes[pieces] - (slashes - slash)[np.flatnonzero(starts)][word]  # 0: v, 1: vt, 2: vn
         if (part > 2).any():
-            raise self.source.fail("f: expected at most 3 indices in a corner", offset + int(pieces[np.argmax(part > 2)]))
+            raise self.source.fail(
+                "f: expected at most 3 indices in a corner", offset + int(pieces[np.argmax(part > 2)])
+            )
         found: list[NDArray[np.int64]] = []
         for k in range(3):
             index = np.full(int(corners.sum()), -1, np.int64)

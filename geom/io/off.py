@@ -29,7 +29,9 @@ def read_off(source: Source) -> Geometry:
     head = re.match(rb"\s*(C?)(N?)OFF(?=\s)", text)
     if head is None:
         raise source.fail("expected OFF, COFF, NOFF or CNOFF; other kinds of OFF are not read", 0)
-    sizes = re.compile(rb"\s+(\d{1,18})[ \t]+(\d{1,18})(?:[ \t]+[+-]?\d{1,18})?[ \t\r]*(?:\n|$)").match(text, head.end())
+    sizes = re.compile(rb"\s+(\d{1,18})[ \t]+(\d{1,18})(?:[ \t]+[+-]?\d{1,18})?[ \t\r]*(?:\n|$)").match(
+        text, head.end()
+    )
     if sizes is None:
         raise source.fail("expected the numbers of vertices, faces and edges", head.end())
     start, vertices, polygons = sizes.end(), int(sizes[1]), int(sizes[2])
@@ -82,5 +84,6 @@ def write_off(geometry: Geometry) -> bytes:
         columns.append(geometry.normals)
     if geometry.colors is not None:
         columns += [geometry.colors, np.ones((len(geometry.colors), 1), np.int64)]
-    head = f"{'C' * colored}{'N' * normal}OFF\n# geom {geometry.positions.dtype}\n{len(geometry.positions)} {len(faces)} 0\n"
+    head = f"{'C' * colored}{'N' * normal}OFF\n# geom {geometry.positions.dtype}\n"
+    head += f"{len(geometry.positions)} {len(faces)} 0\n"
     return (head + format_rows(*columns) + format_rows(faces, lead="3 ")).encode()

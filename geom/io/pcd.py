@@ -176,7 +176,7 @@ def _read_compressed(source: Source, fields: list[_Field], points: int, start: i
     unpacked = source.integer(start + 4, 4, "little", "uncompressed size")
     source.need(start + 8, packed, "compressed points")
     source.padding(start + 8 + packed, "after the last point")
-    source.budget(unpacked, "compressed points")
+    source.budget(2 * unpacked, "compressed points")
     for present in (fields, [f for f in fields if f.name != "_"]):
         if unpacked == points * sum(f.type.itemsize * f.count for f in present):
             break

@@ -16,11 +16,8 @@ from geom.io.tokens import read_rows
 
 __all__ = ["read_ply", "write_ply"]
 
-_TYPES = {
-    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4", "double": "f8",
-    "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4",
-    "float64": "f8",
-}  # fmt: skip
+_NAMES = "char uchar short ushort int uint float double int8 uint8 int16 uint16 int32 uint32 float32 float64"
+_TYPES: dict[str, str] = dict(zip(_NAMES.split(), ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"] * 2, strict=True))
 _ENDS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _INTENSITY = ("intensity", "scalar_intensity", "reflectance")
 _INDICES = ("vertex_indices", "vertex_index")
@@ -66,11 +63,12 @@ def read_ply(source: Source) -> Geometry:
     body.end()
     if vertex is None:
         raise source.fail("no element vertex")
-    if missing := [n for n in "xyz" if n not in vertex]:
-        raise source.fail(f"element vertex has no property {', '.join(missing)}")
+    positions = _stack(vertex, "x", "y", "z")
+    if positions is None:
+        raise source.fail("element vertex lacks one of the properties x, y, z")
     return checked(
         source,
-        np.stack([vertex[n] for n in "xyz"], 1),
+        positions,
         faces=faces,
         normals=_stack(vertex, "nx", "ny", "nz"),
         colors=_stack(vertex, "red", "green", "blue"),
@@ -79,7 +77,16 @@ def read_ply(source: Source) -> Geometry:
 
 
 def _stack(columns: dict[str, NDArray[Any]], *names: str) -> NDArray[Any] | None:
-    return np.stack([columns[n] for n in names], 1) if all(n in columns for n in names) else None
+    """Columns (N,) as one array (N, K), a view where they stand side by side in the file; None where one is absent."""
+    if not all(n in columns for n in names):
+        return None
+    parts = [columns[n] for n in names]
+    first, step = parts[0], parts[0].itemsize
+    places = [p.__array_interface__["data"][0] for p in parts]
+    beside = not first.flags.writeable and places == [places[0] + k * step for k in range(len(parts))]
+    if beside and all(p.dtype == first.dtype and p.strides == first.strides for p in parts):
+        return np.lib.stride_tricks.as_strided(first, (len(first), len(parts)), (*first.strides, step))
+    return np.stack(parts, 1)
 
 
 def _header(source: Source) -> tuple[list[_Element], str, int]:
@@ -286,7 +293,9 @@ def _read_ragged(body: _Binary, element: _Element) -> tuple[Columns, Lists]:
                 place.append(at)
             at += n * width
             if n < 0 or at > stop:
-                raise body.source.fail(f"element {element.name}: row {row} has a list that runs past the end of the file")
+                raise body.source.fail(
+                    f"element {element.name}: row {row} has a list that runs past the end of the file"
+                )
     body.at = at
     columns: Columns = {}
     lists: Lists = {}

@@ -29,7 +29,11 @@ def read_text(source: Source) -> Geometry:
     """
     text = unix_lines(source.data)
     names, start = _names(source, text)
-    body = re.sub(rb"(#|//)[^\n]*", lambda c: b" " * len(c[0]), text[start:]) if re.search(rb"#|//", text) else text[start:]
+    body = (
+        re.sub(rb"(#|//)[^\n]*", lambda c: b" " * len(c[0]), text[start:])
+        if re.search(rb"#|//", text)
+        else text[start:]
+    )
     rows = table(source, body.replace(b",", b" ").replace(b";", b" "), start)
     declared = declared_dtype(text)
     if not rows.size:
@@ -38,7 +42,9 @@ def read_text(source: Source) -> Geometry:
     elif rows.shape[1] < 3:
         raise source.fail(f"expected lines of 3 numbers or more, got {rows.shape[1]}", start)
     elif names and len(names) != rows.shape[1]:
-        raise source.fail(f"expected {len(names)} numbers in a line as in the line of names, got {rows.shape[1]}", start)
+        raise source.fail(
+            f"expected {len(names)} numbers in a line as in the line of names, got {rows.shape[1]}", start
+        )
     if not np.isfinite(rows).all():
         raise source.fail("expected finite numbers, got NaN or inf")
     if not names:
@@ -102,7 +108,9 @@ def columns_to_geometry(source: Source, rows: NDArray[Any], xyz: NDArray[Any]) -
             found.setdefault("colors", triple)
         elif (np.abs(np.linalg.norm(triple.astype(np.float64), axis=1) - 1) < 1e-3).all():
             found.setdefault("normals", triple)
-    return checked(source, xyz, normals=found.get("normals"), colors=found.get("colors"), intensities=found.get("intensities"))
+    return checked(
+        source, xyz, normals=found.get("normals"), colors=found.get("colors"), intensities=found.get("intensities")
+    )
 
 
 def write_text(geometry: Geometry) -> bytes:

@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 
 from geom.io.bytes import Source
 
-__all__ = ["blocks", "declared_dtype", "first_words", "format_rows", "read_rows", "row_offset", "table", "unix_lines", "word_starts"]
+__all__ = [
+    "blocks",
+    "declared_dtype",
+    "first_words",
+    "format_rows",
+    "read_rows",
+    "row_offset",
+    "table",
+    "unix_lines",
+    "word_starts",
+]
 
 _SPACE = np.zeros(256, bool)
 _SPACE[list(b" \t\n\r\v\f")] = True

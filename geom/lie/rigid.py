@@ -19,7 +19,7 @@ class Rigid(Value):
     `A.compose(B)` (or `A @ B`) applies B first. Perturbations are on the right: `T.retract(xi)` is T exp(xi).
 
     >>> quarter = Rigid.from_matrix(torch.tensor([[0., -1, 0, 5], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
-    >>> quarter.apply(torch.tensor([[1., 0, 0]])).tolist()
+    >>> quarter.apply(torch.tensor([[1., 0, 0]])).round(decimals=6).tolist()
     [[5.0, 1.0, 0.0]]
 
     Guarantees: differentiable (0, pi); deterministic; 1e-15 f64, 6e-7 f32

@@ -11,7 +11,7 @@ from geom.checks import check_offsets, check_points, describe
 from geom.errors import ShapeError
 from geom.values import Value, value
 
-__all__ = ["Points", "as_points"]
+__all__ = ["Points", "as_points", "bounds"]
 
 
 @value
@@ -76,3 +76,10 @@ def as_points(x: "Points | Tensor", name: str = "points", *, offsets: Tensor | N
     if min(sizes, default=0) < minimum:
         raise ShapeError(f"{name}: expected at least {minimum} points, got {min(sizes, default=0)}")
     return x
+
+
+def bounds(cloud: Points) -> Tensor:
+    """The cloud's offsets (B+1,) int64 on its device, also where it is a single one."""
+    if cloud.offsets is not None:
+        return cloud.offsets
+    return torch.tensor([0, len(cloud.positions)], device=cloud.positions.device)

@@ -3,27 +3,40 @@
 import torch
 from torch import Tensor
 
-__all__ = ["cell_keys", "cell_order", "morton_order"]
+__all__ = ["cell_keys", "cell_order", "corners", "morton_order"]
 
 CELLS = 1 << 21  # an axis: three of them fit 63 bits
+_SPREAD = (
+    (32, 0x1F00000000FFFF),
+    (16, 0x1F0000FF0000FF),
+    (8, 0x100F00F00F00F00F),
+    (4, 0x10C30C30C30C30C3),
+    (2, 0x1249249249249249),
+)
 
 
-def cell_keys(points: Tensor, offsets: Tensor, origin: Tensor, size: Tensor) -> Tensor:
+def cell_keys(points: Tensor, offsets: Tensor, origin: Tensor, size: Tensor, *, backend: str = "auto") -> Tensor:
     """Key of each point's cell on its cloud's grid: origin (B, 3), size (B,); (N,) int64. Cells beyond 2^21 clamp."""
     from geom.kernels import bridge, voxels
 
-    keys = torch.empty(len(points), dtype=torch.int64, device=points.device)
-    args = (points.contiguous(), offsets, origin.contiguous(), 1 / size, keys)
-    bridge.launch(voxels.morton_keys[points.dtype], len(points), *args, device=points.device)
-    return keys
+    inverse = 1 / size
+    if bridge.choose(backend, points):
+        keys = torch.empty(len(points), dtype=torch.int64, device=points.device)
+        args = (points.contiguous(), offsets, origin.contiguous(), inverse, keys)
+        bridge.launch(voxels.morton_keys[points.dtype], len(points), *args, device=points.device)
+        return keys
+    cloud = torch.repeat_interleave(offsets.diff())
+    x = ((points - origin[cloud]) * inverse[cloud, None]).clamp(0, CELLS - 1).long()
+    for shift, mask in _SPREAD:
+        x = (x | x << shift) & mask
+    return x[:, 0] | x[:, 1] << 1 | x[:, 2] << 2
 
 
 def cell_order(keys: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Keys sorted within each cloud, clouds in their order, and the stable permutation that sorts them."""
     ordered, order = keys.sort(stable=True)
     if len(offsets) > 2:
-        cloud = torch.searchsorted(offsets, order, right=True)
-        again = cloud.argsort(stable=True)
+        again = torch.searchsorted(offsets, order, right=True).argsort(stable=True)
         ordered, order = ordered[again], order[again]
     return ordered, order
 
@@ -33,11 +46,12 @@ def corners(points: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     if len(offsets) == 2 and len(points):
         low, high = torch.aminmax(points.T.contiguous(), dim=1)
         return low[None], high[None]
-    sizes = offsets.diff()
-    low = torch.segment_reduce(points, "min", lengths=sizes, axis=0, initial=float("inf"))
-    high = torch.segment_reduce(points, "max", lengths=sizes, axis=0, initial=-float("inf"))
-    empty = (sizes == 0)[:, None]
-    return low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
+    low = points.new_zeros((len(offsets) - 1, 3))
+    high = torch.zeros_like(low)
+    for b, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+        if start < stop:
+            low[b], high[b] = torch.aminmax(points[start:stop], dim=0)
+    return low, high
 
 
 def morton_order(points: Tensor, offsets: Tensor) -> Tensor:

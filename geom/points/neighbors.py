@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geom.checks import check_positive, check_same
 from geom.errors import ShapeError
-from geom.points.cloud import Points, as_points
+from geom.points.cloud import Points, as_points, bounds
 from geom.points.morton import morton_order
 from geom.values import Value, value
 
@@ -61,9 +61,8 @@ class NeighborTree(Value):
         Guarantees: not differentiable; deterministic; exact f64, exact f32
         """
         cloud = as_points(points, offsets=offsets)
-        bounds = torch.tensor([0, len(cloud.positions)]) if cloud.offsets is None else cloud.offsets
-        bounds = bounds.to(cloud.positions.device)
-        return cls(cloud.positions, bounds, *_build(cloud.positions.detach(), bounds))
+        starts = bounds(cloud)
+        return cls(cloud.positions, starts, *_build(cloud.positions.detach(), starts))
 
     def knn(
         self,
@@ -74,31 +73,33 @@ class NeighborTree(Value):
         max_distance: float | None = None,
     ) -> Neighbors:
         """The k nearest points of each query; as `geom.points.knn`, with `offsets` those of the queries."""
-        asked, bounds = self._asked(query, offsets, k)
+        asked, starts = self._asked(query, offsets, k)
         limit = float("inf") if max_distance is None else check_positive(max_distance, "max_distance") ** 2
-        index, square = _knn(asked.detach(), bounds, *self._arrays(), k, limit)
+        index, square = _knn(asked.detach(), starts, *self.arrays()[:5], k, limit)
         return Neighbors(index, _distances(asked, self.positions, index, square))
 
     def radius_search(self, query: Points | Tensor, radius: float, *, offsets: Tensor | None = None) -> Neighborhoods:
         """All points within `radius` of each query; as `geom.points.radius_search`."""
         from geom.kernels import bridge, neighbors
 
-        asked, bounds = self._asked(query, offsets, 1)
+        asked, starts = self._asked(query, offsets, 1)
         square_radius = check_positive(radius, "radius") ** 2
         q, dtype, device = asked.detach().contiguous(), asked.dtype, asked.device
         count = torch.empty(len(q), dtype=torch.int64, device=device)
-        tree = (*self._arrays(), self.bases.shape[1], self.bases.shape[0] - 1)
-        bridge.launch(neighbors.radius_count[dtype], len(q), q, bounds, *tree, square_radius, count, device=device)
+        tree = self.arrays()
+        bridge.launch(neighbors.radius_count[dtype], len(q), q, starts, *tree, square_radius, count, device=device)
         rows = torch.cat([count.new_zeros(1), count.cumsum(0)])
         total = int(rows[-1])
         index, square = count.new_empty(total), q.new_empty(total)
-        args = (q, bounds, *tree, square_radius, rows, index, square)
+        args = (q, starts, *tree, square_radius, rows, index, square)
         bridge.launch(neighbors.radius_fill[dtype], len(q), *args, device=device)
         owner = torch.repeat_interleave(torch.arange(len(q), device=device), count)
         return Neighborhoods(index, _distances(asked[owner], self.positions, index[:, None], square[:, None])[:, 0], rows)
 
-    def _arrays(self) -> tuple[Tensor, ...]:
-        return self.leaf_points, self.leaf_index, self.boxes, self.bases, self.node_bases
+    def arrays(self) -> tuple[Tensor | int, ...]:
+        """The tree as the kernels take it, see `geom.kernels.neighbors`."""
+        fields = (self.leaf_points, self.leaf_index, self.boxes, self.bases, self.node_bases)
+        return (*fields, self.bases.shape[1], self.bases.shape[0] - 1)
 
     def _asked(self, query: Points | Tensor, offsets: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
         return _checked_query(query, offsets, self.positions, self.offsets, k)
@@ -135,11 +136,11 @@ def knn(
     tensors = (cloud.positions, query.positions if isinstance(query, Points) else query)
     if bridge.choose(backend, *(t for t in tensors if isinstance(t, Tensor))):
         return NeighborTree.build(cloud).knn(query, k, offsets=query_offsets, max_distance=max_distance)
-    bounds = _bounds(cloud)
-    asked, query_bounds = _checked_query(query, query_offsets, cloud.positions, bounds, k)
+    starts = bounds(cloud)
+    asked, query_bounds = _checked_query(query, query_offsets, cloud.positions, starts, k)
     limit = float("inf") if max_distance is None else check_positive(max_distance, "max_distance")
     index, distance = [], []
-    for q, p, start in _pairs(asked.detach(), query_bounds, cloud.positions.detach(), bounds):
+    for q, p, start in _pairs(asked.detach(), query_bounds, cloud.positions.detach(), starts):
         gap = (q[:, None] - p).square().sum(-1).sqrt()
         d, order = gap.sort(stable=True, dim=-1)
         d, order = d[:, :k], order[:, :k] + start
@@ -180,11 +181,11 @@ def radius_search(
     tensors = (cloud.positions, query.positions if isinstance(query, Points) else query)
     if bridge.choose(backend, *(t for t in tensors if isinstance(t, Tensor))):
         return NeighborTree.build(cloud).radius_search(query, radius, offsets=query_offsets)
-    bounds = _bounds(cloud)
-    asked, query_bounds = _checked_query(query, query_offsets, cloud.positions, bounds, 1)
+    starts = bounds(cloud)
+    asked, query_bounds = _checked_query(query, query_offsets, cloud.positions, starts, 1)
     square_radius = check_positive(radius, "radius") ** 2
     index, square, count = [], [], []
-    for q, p, start in _pairs(asked.detach(), query_bounds, cloud.positions.detach(), bounds):
+    for q, p, start in _pairs(asked.detach(), query_bounds, cloud.positions.detach(), starts):
         gap = (q[:, None] - p).square().sum(-1)
         row, column = (gap <= square_radius).nonzero(as_tuple=True)
         index.append(column + start)
@@ -198,23 +199,17 @@ def radius_search(
     return Neighborhoods(ids, distance, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
 
-def _bounds(cloud: Points) -> Tensor:
-    if cloud.offsets is not None:
-        return cloud.offsets
-    return torch.tensor([0, len(cloud.positions)], device=cloud.positions.device)
-
-
 def _checked_query(
     query: Points | Tensor, query_offsets: Tensor | None, points: Tensor, offsets: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     asked = as_points(query, "query", offsets=query_offsets)
     check_same(asked.positions, points, "query and points")
-    bounds = _bounds(asked)
-    if bounds.shape != offsets.shape:
-        raise ShapeError(f"query: expected {len(offsets) - 1} clouds as in points, got {len(bounds) - 1}")
+    starts = bounds(asked)
+    if starts.shape != offsets.shape:
+        raise ShapeError(f"query: expected {len(offsets) - 1} clouds as in points, got {len(starts) - 1}")
     if not isinstance(k, int) or k < 1:
         raise ShapeError(f"k: expected an integer of at least 1, got {k!r}")
-    return asked.positions, bounds.to(points.device)
+    return asked.positions, starts.to(points.device)
 
 
 def _pairs(query: Tensor, query_offsets: Tensor, points: Tensor, offsets: Tensor):

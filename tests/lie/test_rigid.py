@@ -1,4 +1,4 @@
-"""`Rigid` as a group, as a map of points, and as a value: against scipy, under autograd, functorch and torch.compile."""
+"""`Rigid` as a group, a map of points and a value: against scipy, under autograd, functorch and torch.compile."""
 
 import dataclasses
 

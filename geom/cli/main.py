@@ -1,0 +1,64 @@
+"""The entry: which command, and how a failure is told.
+
+Nothing here imports torch: `geom --help` is to be quick, so each command imports what it needs when it runs.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+
+from geom.cli.demo import demo
+from geom.cli.doctor import doctor
+from geom.cli.register import register
+from geom.cli.view import view
+from geom.cli.warmup import warmup
+from geom.errors import GeomError
+
+__all__ = ["main"]
+
+_COMMANDS: tuple[Callable[..., int], ...] = (register, view, demo, doctor, warmup)
+_ABOUT = "3D geometry from the command line. Lengths in metres, angles in degrees. `geom --version` prints the version."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `geom` with the arguments `argv` (without the program's name; None: those of the process).
+
+    Returns: the exit code: 0; 1 where `doctor` finds something essential broken; 2 for wrong arguments, files or data,
+    after one line on stderr; 130 after Ctrl-C; 141 where the reader of stdout went away.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        import geom
+
+        print(f"geom {geom.__version__}")
+        return 0
+    try:
+        code = tyro.extras.subcommand_cli_from_dict(
+            {command.__name__: command for command in _COMMANDS},
+            prog="geom",
+            description=_ABOUT,
+            args=arguments,
+            config=(tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName),
+        )
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # tyro: 0 after --help, 2 for arguments that do not parse
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print("geom: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes stdout
+        return 141
+    except (GeomError, OSError) as error:
+        print(f"geom: {_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _line(error: Exception) -> str:
+    """One line, the file first: "scan.ply: No such file or directory"."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,85 @@
+"""Before and after a registration: one picture of both, and a scene to turn."""
+
+import enum
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from geom.errors import GeomError
+from geom.lie import Rigid
+from geom.viz import Camera, View, render, save_html, save_png
+
+__all__ = ["Drawn", "Look", "before_after", "draw_pair"]
+
+SOURCE, TARGET = (0.93, 0.46, 0.12), (0.12, 0.42, 0.75)  # orange onto blue
+_SIZE = (800, 600)  # pixels of each half
+
+
+class Look(enum.Enum):
+    """Where the target's sensor sits in its frame, and so from where its cloud looks good."""
+
+    ANY = "z up, seen whole"
+    LIDAR = "sensor at the origin, z up: from behind and above it"
+    CAMERA = "optical frame, z forward and y down: from beside the camera"
+
+
+class Drawn(NamedTuple):
+    """Names of the files drawn, None where that failed; `problem` then says why."""
+
+    picture: str | None
+    scene: str | None
+    problem: str = ""
+
+
+def before_after(
+    source: Tensor, target: Tensor, *, before: Rigid, after: Rigid, look: Look = Look.ANY
+) -> npt.NDArray[np.uint8]:
+    """Two views from one camera, side by side, (H, W, 3): the source under the pose `before`, and under `after`."""
+    moved = [_move(pose, source) for pose in (before, after)]
+    camera = _camera(target, look)
+    if camera is None:
+        pictures = [render(target, x, colors=[TARGET, SOURCE], view=View(size=_SIZE)) for x in moved]
+    else:
+        view = View(size=_SIZE, camera=camera, point_size=2.2)
+        pictures = [render(target, x, colors=[TARGET, SOURCE], view=view) for x in moved]
+    gap = np.full((_SIZE[1], 6, 3), 190, np.uint8)
+    return np.concatenate([pictures[0], gap, pictures[1]], 1)
+
+
+def draw_pair(
+    out: Path, name: str, source: Tensor, target: Tensor, *, before: Rigid, after: Rigid, look: Look
+) -> Drawn:
+    """Write `name.png` (before | after) and `name.html` (a scene of the target and both sources) into `out`."""
+    try:
+        save_png(out / f"{name}.png", before_after(source, target, before=before, after=after, look=look))
+        save_html(
+            out / f"{name}.html",
+            target,
+            _move(after, source),
+            _move(before, source),
+            names=["target", "source, after", "source, before"],
+            colors=[TARGET, SOURCE, (0.7, 0.7, 0.7)],
+        )
+    except GeomError as error:
+        return Drawn(None, None, f"No picture: {error}")
+    return Drawn(f"{name}.png", f"{name}.html")
+
+
+def _move(pose: Rigid, points: Tensor) -> Tensor:
+    return pose.apply(points.double())
+
+
+def _camera(target: Tensor, look: Look) -> Camera | None:
+    middle = target.double().median(0).values
+    if look is Look.LIDAR:
+        reach = float(target.norm(dim=-1).median())
+        return Camera((-2.3 * reach, -1.1 * reach, 1.9 * reach), (0.3 * reach, 0.0, -0.1 * reach))
+    if look is Look.CAMERA:
+        depth = float(middle.norm())
+        aside = torch.tensor([0.5, -0.35, 0.0], dtype=torch.float64) * depth
+        return Camera(tuple((aside).tolist()), tuple(middle.tolist()), up=(0.0, -1.0, 0.0))
+    return None

@@ -1,0 +1,78 @@
+"""How sure a pose is: directions that the data do not hold, and a covariance that shared errors do not fool."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+__all__ = ["PoseUncertainty", "pose_uncertainty", "twist_adjoint"]
+
+DEGENERATE = 0.01  # mean of (normal . motion)^2 below which a direction counts as not held
+_FEW = 20  # groups below which their scatter says less than the residuals' variance
+
+
+class PoseUncertainty(NamedTuple):
+    """`covariance` (6, 6), its inverse `information` (6, 6), and orthonormal `degenerate_directions` (k, 6)."""
+
+    covariance: Tensor
+    information: Tensor
+    degenerate_directions: Tensor
+
+
+def twist_adjoint(rotation: Float[Tensor, "3 3"], translation: Float[Tensor, "3"]) -> Float[Tensor, "6 6"]:
+    """Ad_T for twists (v, omega): T exp(xi) = exp(Ad_T xi) T, with blocks [[R, [t]x R], [0, R]]."""
+    columns = torch.linalg.cross(translation[:, None].expand(3, 3), rotation, dim=0)
+    top = torch.cat([rotation, columns], -1)
+    return torch.cat([top, torch.cat([torch.zeros_like(rotation), rotation], -1)])
+
+
+def pose_uncertainty(
+    hessian: Float[Tensor, "6 6"],
+    held_by: Float[Tensor, "6 6"],
+    scores: Float[Tensor, "n 6"],
+    group: Int64[Tensor, " n"],
+    *,
+    residual_variance: float,
+    radius: float,
+    frame: Float[Tensor, "6 6"],
+) -> PoseUncertainty:
+    """Sandwich covariance H^-1 B H^-1, B = sum over groups of g g^T with g the sum of a group's scores.
+
+    Errors within a group may depend on each other in any way (points matched to one neighbourhood share its points,
+    its normals and its voxels); between groups they are independent (Liang and Zeger 1986). B is multiplied by
+    m/(m - 1) for m groups; below 20 groups the residuals' variance times H^-1 takes its place.
+
+    A direction is degenerate where `held_by`, the mean over the matches of (n . d)^2 with n the surface normal and d the
+    point's motion, rotations measured by the arc at `radius`, is below 0.01. Its variance is set to radius^2: nothing
+    is known within the scene. No variance is below (1e-8 radius)^2, so that exact data have a finite information.
+
+    Args: hessian, held_by (6, 6) and scores (n, 6), the gradient of each match, in twists (v, omega) about the cloud's
+    centre; group (n,); residual_variance, of the weighted residuals; radius of the cloud, metres; frame (6, 6), from
+    those twists to the ones reported.
+    """
+    scale = torch.ones(6, dtype=torch.float64)
+    scale[3:] = 1 / radius
+    share, basis = torch.linalg.eigh(held_by * scale[:, None] * scale)
+    held = share >= DEGENERATE
+    to_twist = frame * scale @ basis  # from the basis, where everything is in metres, to the reported twists
+    h = (basis.T @ (hessian * scale[:, None] * scale) @ basis)[held][:, held]
+    inverse = torch.linalg.pinv(h, hermitian=True)
+    ids, index = torch.unique(group, return_inverse=True)
+    count = len(ids)
+    if count < _FEW:
+        spread = residual_variance * inverse
+    else:
+        sums = scores.new_zeros((count, 6)).index_add(0, index, scores)
+        sums = (sums * scale @ basis)[:, held]
+        spread = count / (count - 1) * inverse @ sums.T @ sums @ inverse
+    spread = spread + (1e-8 * radius) ** 2 * torch.eye(len(spread), dtype=torch.float64)
+    variance = torch.diag(torch.full((6,), radius**2, dtype=torch.float64))
+    certainty = torch.diag(torch.full((6,), radius**-2, dtype=torch.float64))
+    place = held.nonzero()[:, 0]
+    variance[place[:, None], place] = spread
+    certainty[place[:, None], place] = torch.linalg.inv(spread)
+    from_twist = torch.linalg.inv(to_twist)
+    covariance, information = to_twist @ variance @ to_twist.T, from_twist.T @ certainty @ from_twist
+    directions = torch.linalg.qr(to_twist[:, ~held]).Q.T
+    return PoseUncertainty((covariance + covariance.T) / 2, (information + information.T) / 2, directions)

@@ -1,0 +1,209 @@
+"""Local registration: nearest neighbours kept while they provably stay the same, and normal equations chunk by chunk."""
+
+from geom.kernels.native import native_kernel
+from geom.kernels.neighbors import TREE, walk
+
+__all__ = ["SUMS", "associate", "find_cells", "normal_equations"]
+
+SUMS = 32  # 21 of H (upper triangle by rows), 6 of g, cost, sum of |e|^2, count, 2 spare
+
+_MOVE = """
+    const double* T = pose.data;  // R row by row, then t
+    REAL x[3];
+    for (int axis = 0; axis < 3; ++axis)
+        x[axis] = REAL(T[3 * axis]) * source.data[3 * POINT] + REAL(T[3 * axis + 1]) * source.data[3 * POINT + 1]
+                  + REAL(T[3 * axis + 2]) * source.data[3 * POINT + 2] + REAL(T[9 + axis]);
+"""
+
+associate = native_kernel(
+    __name__,
+    "associate",
+    f"source: real[], pose: float64[], target: real[], {TREE}, limit: real, fresh: int32, match: int32[], last: real[], "
+    "slack: real[]",
+    # `slack` is a lower bound, at the place `last`, on the distance of every target point but the match. A point that
+    # has moved by m since then keeps its match while the match is nearer than slack - m: no search, same answer.
+    _MOVE.replace("POINT", "i")
+    + """
+    const int cloud = 0;
+    const REAL qx = x[0], qy = x[1], qz = x[2];
+    REAL worst = limit;
+    wp::int32 best = -1;
+    if (!fresh) {
+        const REAL mx = qx - last.data[3 * i], my = qy - last.data[3 * i + 1], mz = qz - last.data[3 * i + 2];
+        const REAL others = (slack.data[i] - wp::sqrt(mx * mx + my * my + mz * mz)) * REAL(0.99999);
+        const wp::int32 held = match.data[i];
+        if (held >= 0) {
+            const REAL ex = target.data[3 * held] - qx, ey = target.data[3 * held + 1] - qy;
+            const REAL ez = target.data[3 * held + 2] - qz;
+            const REAL d = ex * ex + ey * ey + ez * ez;
+            if (d <= limit) {
+                if (others > REAL(0) && d < others * others) return;
+                worst = d; best = held;
+            }
+        } else if (others > wp::sqrt(limit)) return;
+    }
+    REAL second = INFINITY;
+"""
+    + walk(
+        "worst",
+        """
+            for (int j = 0; j < 8; ++j) {
+                if (id[j] < 0 || id[j] == best) continue;
+                if (d[j] > worst || (d[j] == worst && best >= 0 && id[j] > best)) {
+                    if (d[j] < second) second = d[j];
+                    continue;
+                }
+                if (best >= 0 && worst < second) second = worst;
+                worst = d[j]; best = id[j];
+            }
+        """,
+        "if (@ < second) second = @;",
+    )
+    + """
+    match.data[i] = best;
+    last.data[3 * i] = qx; last.data[3 * i + 1] = qy; last.data[3 * i + 2] = qz;
+    slack.data[i] = wp::sqrt(second);
+    """,
+)
+
+find_cells = native_kernel(
+    __name__,
+    "find_cells",
+    "source: real[], pose: float64[], means: real[], keys: int64[], count: int32, origin: real[], inverse_size: real, "
+    "limit: real, fresh: int32, match: int32[], last: int64[]",
+    # The voxel that holds the moved point: its Morton key, looked up by bisection unless it is still the last one.
+    _MOVE.replace("POINT", "i")
+    + """
+    unsigned long long key = 0;
+    bool inside = true;
+    for (int axis = 0; axis < 3; ++axis) {
+        const REAL cell = (x[axis] - origin.data[axis]) * inverse_size;
+        inside = inside && cell >= REAL(0) && cell < REAL(2097151);
+        unsigned long long c = inside ? (unsigned long long)cell : 0ull;
+        c = (c | c << 32) & 0x1f00000000ffffull;
+        c = (c | c << 16) & 0x1f0000ff0000ffull;
+        c = (c | c << 8) & 0x100f00f00f00f00full;
+        c = (c | c << 4) & 0x10c30c30c30c30c3ull;
+        c = (c | c << 2) & 0x1249249249249249ull;
+        key |= c << axis;
+    }
+    // `last` holds 2 key + found and, when found, `match` its place; a match beyond `limit` is kept as -2 - place
+    wp::int64 place = -1;
+    if (inside) {
+        if (!fresh && last.data[i] >> 1 == (wp::int64)key) {
+            place = (last.data[i] & 1) ? (match.data[i] >= 0 ? match.data[i] : -2 - match.data[i]) : -1;
+        } else {
+            int low = 0, high = count;
+            while (low < high) {
+                const int middle = (low + high) / 2;
+                if (keys.data[middle] < (wp::int64)key) low = middle + 1; else high = middle;
+            }
+            place = low < count && keys.data[low] == (wp::int64)key ? low : -1;
+        }
+    }
+    last.data[i] = inside ? (wp::int64)(2 * key) + (place >= 0) : -2;
+    if (place < 0) { match.data[i] = -1; return; }
+    const REAL ex = means.data[3 * place] - x[0], ey = means.data[3 * place + 1] - x[1], ez = means.data[3 * place + 2] - x[2];
+    match.data[i] = (wp::int32)(ex * ex + ey * ey + ez * ez <= limit ? place : -2 - place);
+    """,
+)
+
+normal_equations = native_kernel(
+    __name__,
+    "normal_equations",
+    "source: real[], source_normals: real[], target: real[], target_shape: real[], match: int32[], pose: float64[], "
+    "count: int32, chunk: int32, method: int32, robust: int32, square_scale: float64, derivatives: int32, "
+    "sums: float64[], squares: float64[], scores: float64[]",
+    # Item i is a chunk of points, summed in order in float64. e = q - x, x = T p; the cost of a point is rho(e^T M e)/2.
+    #   method 0  point  M = I
+    #   method 1  plane  M = n n^T
+    #   method 2  gicp   M = (C_q + R C_p R^T)^-1 with C = I - a n n^T, a = 1 - 1e-3: the same plane at either end
+    #   method 3  vgicp  M = (C_voxel + R C_p R^T)^-1, C_voxel = I - a S, S the mean of n n^T over the voxel
+    # For gicp, m = R n_p, c = n_q . m, u = m + n_q, w = m - n_q:  M = I/2 + a/(4 l+) u u^T + a/(4 l-) w w^T with
+    # l+- = 2 - a (1 +- c), the eigenvalues along u and w. Derivatives are those of a left perturbation (v, omega):
+    # J = [-I, [x]x]; the caller turns them to the right.
+    """
+    const double* T = pose.data;
+    double total[30];
+    for (int j = 0; j < 30; ++j) total[j] = 0;
+    const int begin = i * chunk, end = begin + chunk < count ? begin + chunk : count;
+    for (int p = begin; p < end; ++p) {
+        const int q = match.data[p];
+        if (q < 0) {
+            if (derivatives == 2) for (int j = 0; j < 6; ++j) scores.data[6ll * p + j] = 0;
+            if (derivatives != 1) squares.data[p] = -1;
+            continue;
+        }
+"""
+    + _MOVE.replace("POINT", "p").replace("    const double* T = pose.data;  // R row by row, then t\n", "")
+    + """
+        const REAL e[3] = {target.data[3 * q] - x[0], target.data[3 * q + 1] - x[1], target.data[3 * q + 2] - x[2]};
+        REAL M[6] = {REAL(1), REAL(0), REAL(0), REAL(1), REAL(0), REAL(1)};
+        REAL m[3] = {REAL(0), REAL(0), REAL(0)};
+        const REAL a = REAL(1) - REAL(1e-3);
+        if (method >= 2)
+            for (int axis = 0; axis < 3; ++axis)
+                m[axis] = REAL(T[3 * axis]) * source_normals.data[3 * p]
+                          + REAL(T[3 * axis + 1]) * source_normals.data[3 * p + 1]
+                          + REAL(T[3 * axis + 2]) * source_normals.data[3 * p + 2];
+        if (method == 1) {
+            const REAL* n = target_shape.data + 3 * q;
+            M[0] = n[0] * n[0]; M[1] = n[0] * n[1]; M[2] = n[0] * n[2];
+            M[3] = n[1] * n[1]; M[4] = n[1] * n[2]; M[5] = n[2] * n[2];
+        } else if (method == 2) {
+            const REAL* n = target_shape.data + 3 * q;
+            const REAL c = n[0] * m[0] + n[1] * m[1] + n[2] * m[2];
+            const REAL along = a / (REAL(4) * (REAL(2) - a * (REAL(1) + c)));
+            const REAL across = a / (REAL(4) * (REAL(2) - a * (REAL(1) - c)));
+            const REAL u[3] = {m[0] + n[0], m[1] + n[1], m[2] + n[2]}, w[3] = {m[0] - n[0], m[1] - n[1], m[2] - n[2]};
+            M[0] = REAL(0.5) + along * u[0] * u[0] + across * w[0] * w[0];
+            M[1] = along * u[0] * u[1] + across * w[0] * w[1];
+            M[2] = along * u[0] * u[2] + across * w[0] * w[2];
+            M[3] = REAL(0.5) + along * u[1] * u[1] + across * w[1] * w[1];
+            M[4] = along * u[1] * u[2] + across * w[1] * w[2];
+            M[5] = REAL(0.5) + along * u[2] * u[2] + across * w[2] * w[2];
+        } else if (method == 4) {
+            M[0] = m[0] * m[0]; M[1] = m[0] * m[1]; M[2] = m[0] * m[2];
+            M[3] = m[1] * m[1]; M[4] = m[1] * m[2]; M[5] = m[2] * m[2];
+        } else if (method == 3) {
+            const REAL* s = target_shape.data + 6 * q;
+            const REAL C[6] = {REAL(2) - a * (s[0] + m[0] * m[0]), -a * (s[1] + m[0] * m[1]), -a * (s[2] + m[0] * m[2]),
+                               REAL(2) - a * (s[3] + m[1] * m[1]), -a * (s[4] + m[1] * m[2]),
+                               REAL(2) - a * (s[5] + m[2] * m[2])};
+            M[0] = C[3] * C[5] - C[4] * C[4]; M[1] = C[2] * C[4] - C[1] * C[5]; M[2] = C[1] * C[4] - C[2] * C[3];
+            M[3] = C[0] * C[5] - C[2] * C[2]; M[4] = C[1] * C[2] - C[0] * C[4]; M[5] = C[0] * C[3] - C[1] * C[1];
+            const REAL inverse = REAL(1) / (C[0] * M[0] + C[1] * M[1] + C[2] * M[2]);
+            for (int j = 0; j < 6; ++j) M[j] *= inverse;
+        }
+        const REAL f[3] = {M[0] * e[0] + M[1] * e[1] + M[2] * e[2], M[1] * e[0] + M[3] * e[1] + M[4] * e[2],
+                           M[2] * e[0] + M[4] * e[1] + M[5] * e[2]};  // M e
+        const double square = (double)(e[0] * f[0] + e[1] * f[1] + e[2] * f[2]);
+        const double s = square / square_scale;
+        double rho = s, weight = 1;
+        if (robust == 1 && s > 1) { const double root = wp::sqrt(s); rho = 2 * root - 1; weight = 1 / root; }
+        if (robust == 2) { rho = wp::log(1 + s); weight = 1 / (1 + s); }
+        if (robust == 3) { rho = s / (1 + s); weight = 1 / ((1 + s) * (1 + s)); }
+        total[27] += 0.5 * square_scale * rho;
+        total[28] += (double)(e[0] * e[0] + e[1] * e[1] + e[2] * e[2]);
+        total[29] += 1;
+        if (derivatives != 1) squares.data[p] = square;
+        if (derivatives == 0) continue;
+        const REAL g[6] = {-f[0], -f[1], -f[2], f[1] * x[2] - f[2] * x[1], f[2] * x[0] - f[0] * x[2],
+                           f[0] * x[1] - f[1] * x[0]};
+        for (int j = 0; j < 6; ++j) total[21 + j] += weight * g[j];
+        if (derivatives == 2) for (int j = 0; j < 6; ++j) scores.data[6ll * p + j] = weight * g[j];
+        // A = M [x]x, row by row; H_vv = M, H_vw = -A, H_ww = -[x]x A
+        const REAL A[9] = {M[1] * x[2] - M[2] * x[1], M[2] * x[0] - M[0] * x[2], M[0] * x[1] - M[1] * x[0],
+                           M[3] * x[2] - M[4] * x[1], M[4] * x[0] - M[1] * x[2], M[1] * x[1] - M[3] * x[0],
+                           M[4] * x[2] - M[5] * x[1], M[5] * x[0] - M[2] * x[2], M[2] * x[1] - M[4] * x[0]};
+        const REAL H[21] = {M[0], M[1], M[2], -A[0], -A[1], -A[2],
+                            M[3], M[4], -A[3], -A[4], -A[5],
+                            M[5], -A[6], -A[7], -A[8],
+                            x[2] * A[3] - x[1] * A[6], x[2] * A[4] - x[1] * A[7], x[2] * A[5] - x[1] * A[8],
+                            x[0] * A[7] - x[2] * A[1], x[0] * A[8] - x[2] * A[2],
+                            x[1] * A[2] - x[0] * A[5]};
+        for (int j = 0; j < 21; ++j) total[j] += weight * H[j];
+    }
+    for (int j = 0; j < 30; ++j) sums.data[32ll * i + j] = total[j];
+    """,
+)

@@ -1,0 +1,222 @@
+"""Rotations: against scipy and mpmath, at the angles where formulas change, and under differentiation."""
+
+import math
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from geom.lie import quaternion
+
+ANGLES = [0.0, 1e-12, 1e-8, 1e-4, 0.99, 1.01, 2.0, math.pi - 1e-3, math.pi - 1e-7]
+EPS = {torch.float32: 3e-7, torch.float64: 4e-16}  # what the docstrings guarantee
+seeds, dtypes = st.integers(0, 2**31 - 1), st.sampled_from([torch.float32, torch.float64])
+
+
+def axes(count: int = 50) -> Tensor:
+    """Unit axes, those of the coordinates among them, float64."""
+    x = torch.randn(count, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.cat([torch.eye(3, dtype=torch.float64), -torch.eye(3, dtype=torch.float64), x])
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def random_quat(*batch: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    x = torch.randn(*batch, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)).to(dtype)
+
+
+def as_scipy(quat_wxyz: Tensor) -> Rotation:
+    return Rotation.from_quat(quat_wxyz.double().numpy()[..., [1, 2, 3, 0]])
+
+
+def precise_exp(rotvec: Tensor) -> Tensor:
+    """exp in 50 digits, rounded to float64."""
+    with mpmath.workdps(50):
+        v = [mpmath.mpf(x) for x in rotvec.tolist()]
+        angle = mpmath.sqrt(sum(x * x for x in v))
+        k = mpmath.sin(angle / 2) / angle if angle else mpmath.mpf(1) / 2
+        return torch.tensor([float(mpmath.cos(angle / 2)), *(float(k * x) for x in v)], dtype=torch.float64)
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("angle", [*ANGLES, math.pi, 5.0, 20.0])
+def test_exp_is_accurate(angle: float, dtype: torch.dtype) -> None:
+    rotvec = (angle * axes(8)).to(dtype)
+    want = torch.stack([precise_exp(v.double()) for v in rotvec])
+    assert (quaternion.exp(rotvec).double() - want).abs().max() < EPS[dtype] * max(1, angle)
+    assert (torch.linalg.vector_norm(quaternion.exp(rotvec), dim=-1) - 1).abs().max() < EPS[dtype] * max(2, angle)
+
+
+@pytest.mark.parametrize("angle", ANGLES)
+def test_log_undoes_exp(angle: float, dtype: torch.dtype) -> None:
+    rotvec = (angle * axes()).to(dtype)
+    again = quaternion.log(quaternion.exp(rotvec))
+    if dtype == torch.float32 and angle > math.pi - 1e-6:  # the angle rounds to pi or past it: the same rotation
+        again = torch.where((again * rotvec).sum(-1, keepdim=True) < 0, -again, again)
+    assert (again - rotvec).abs().max() <= 4 * EPS[dtype] * angle
+
+
+def test_log_at_pi_is_a_rotation_by_pi(dtype: torch.dtype) -> None:
+    rotvec = (math.pi * axes()).to(dtype)
+    again = quaternion.log(quaternion.exp(rotvec))
+    assert (torch.linalg.vector_norm(again, dim=-1) - math.pi).abs().max() < 4 * EPS[dtype]
+    rotations = (quaternion.to_matrix(quaternion.exp(x)) for x in (again, rotvec))
+    assert torch.sub(*rotations).abs().max() < 16 * EPS[dtype]
+    exact = torch.cat([torch.zeros(56, 1, dtype=dtype), axes().to(dtype)], -1)  # w = 0: the axis of the sign given
+    assert (quaternion.log(exact) - math.pi * axes().to(dtype)).abs().max() < 4 * EPS[dtype]
+    assert (quaternion.log(-exact) + math.pi * axes().to(dtype)).abs().max() < 4 * EPS[dtype]
+
+
+@given(seeds, dtypes)
+def test_log_is_the_least_angle_whatever_the_sign(seed: int, dtype: torch.dtype) -> None:
+    q = random_quat(20, dtype=dtype, seed=seed)
+    assert torch.equal(quaternion.log(q), quaternion.log(-q))
+    want = torch.from_numpy(as_scipy(q).as_rotvec())
+    near_pi = (torch.linalg.vector_norm(want, dim=-1) > math.pi - 1e-3)[:, None]
+    assert ((quaternion.log(q) - want).abs() < 8 * EPS[dtype]).logical_or(near_pi).all()
+
+
+@given(seeds, dtypes)
+def test_group_axioms(seed: int, dtype: torch.dtype) -> None:
+    a, b, c = (random_quat(dtype=dtype, seed=seed + i) for i in range(3))
+    one = torch.tensor([1.0, 0, 0, 0], dtype=dtype)
+    mul, tolerance = quaternion.multiply, 4 * EPS[dtype]
+    assert (mul(mul(a, b), c) - mul(a, mul(b, c))).abs().max() < tolerance
+    assert torch.equal(mul(a, one), a) and torch.equal(mul(one, a), a)
+    assert (mul(a, quaternion.conjugate(a)) - one).abs().max() < tolerance
+    assert (
+        quaternion.conjugate(mul(a, b)) - mul(quaternion.conjugate(b), quaternion.conjugate(a))
+    ).abs().max() < tolerance
+
+
+def test_hamilton_not_jpl() -> None:
+    i, j, k = torch.eye(4)[1:]
+    assert torch.equal(quaternion.multiply(i, j), k) and torch.equal(quaternion.multiply(j, i), -k)
+
+
+@given(seeds, dtypes)
+def test_matches_scipy(seed: int, dtype: torch.dtype) -> None:
+    a, b = random_quat(20, dtype=dtype, seed=seed), random_quat(20, dtype=dtype, seed=seed + 1)
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    length = torch.linalg.vector_norm(x, dim=-1).max()
+    assert (quaternion.rotate(a, x) - torch.from_numpy(as_scipy(a).apply(x.double()))).abs().max() < 4 * EPS[
+        dtype
+    ] * length
+    assert (quaternion.to_matrix(a) - torch.from_numpy(as_scipy(a).as_matrix())).abs().max() < 4 * EPS[dtype]
+    product = quaternion.multiply(a, b)
+    want = torch.from_numpy((as_scipy(a) * as_scipy(b)).as_matrix())
+    assert (quaternion.to_matrix(product) - want).abs().max() < 8 * EPS[dtype]
+
+
+def special_rotations() -> Tensor:
+    """Identity, half turns about many axes, near both: all four rows of the matrix formula are best once."""
+    angles = torch.tensor([0, 1e-9, 1e-5, 1, 2, math.pi - 1e-5, math.pi - 1e-9, math.pi], dtype=torch.float64)
+    return quaternion.exp((angles[:, None, None] * axes()).flatten(0, 1))
+
+
+def test_from_matrix_undoes_to_matrix(dtype: torch.dtype) -> None:
+    q = torch.cat([special_rotations(), random_quat(500)]).to(dtype)
+    again = quaternion.from_matrix(quaternion.to_matrix(q))
+    assert (again[..., 0] >= 0).all() and again.dtype == dtype
+    apart = torch.minimum((again - q).abs().amax(-1), (again + q).abs().amax(-1))
+    assert apart.max() < 4 * EPS[dtype]
+
+
+def test_from_matrix_of_a_noisy_rotation_is_unit_and_near(dtype: torch.dtype) -> None:
+    q = random_quat(200, dtype=dtype)
+    noise = torch.randn(200, 3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    again = quaternion.from_matrix(quaternion.to_matrix(q) + 1e-4 * noise)
+    assert (torch.linalg.vector_norm(again, dim=-1) - 1).abs().max() < 2 * EPS[dtype]
+    assert ((again * q).sum(-1).abs() - 1).abs().max() < 1e-6
+
+
+def test_batches_broadcast_and_may_be_empty() -> None:
+    a, b = random_quat(4, 1), random_quat(5, seed=1)
+    assert quaternion.multiply(a, b).shape == (4, 5, 4)
+    assert torch.equal(quaternion.multiply(a, b)[2, 3], quaternion.multiply(a[2, 0], b[3]))
+    assert quaternion.rotate(a, torch.rand(5, 3, dtype=torch.float64)).shape == (4, 5, 3)
+    empty = torch.zeros(0, 3)
+    assert quaternion.to_matrix(quaternion.exp(empty)).shape == (0, 3, 3)
+    assert quaternion.log(quaternion.from_matrix(torch.zeros(0, 3, 3))).shape == (0, 3)
+
+
+# --- derivatives -----------------------------------------------------------------------------------------------------
+
+SINGULAR = [0.0, 1e-9, 1e-4, 0.99, 2.0 - 1e-3, 2.0, math.pi - 1e-4, math.pi, 5.0]
+
+
+def rotvec_at(angle: float) -> Tensor:
+    return (angle * torch.tensor([0.6, -0.48, 0.64], dtype=torch.float64)).requires_grad_()
+
+
+@pytest.mark.parametrize("angle", SINGULAR)
+def test_exp_gradcheck(angle: float) -> None:
+    torch.autograd.gradcheck(quaternion.exp, rotvec_at(angle))
+    torch.autograd.gradgradcheck(quaternion.exp, rotvec_at(angle))
+
+
+@pytest.mark.parametrize("angle", [a for a in SINGULAR if a != math.pi])
+def test_log_gradcheck(angle: float) -> None:
+    q = quaternion.exp(rotvec_at(angle)).detach().requires_grad_()
+    torch.autograd.gradcheck(quaternion.log, q)
+    torch.autograd.gradgradcheck(quaternion.log, q)
+
+
+@pytest.mark.parametrize("angle", SINGULAR)
+def test_gradient_of_the_round_trip_is_the_identity(angle: float, dtype: torch.dtype) -> None:
+    """Below pi; past it the least angle is on the other side: I - (2 pi / theta)(I - n n^T)."""
+    rotvec = rotvec_at(angle).detach().to(dtype)
+    jacobian = torch.autograd.functional.jacobian(lambda v: quaternion.log(quaternion.exp(v)), rotvec)
+    eye, n = torch.eye(3, dtype=dtype), rotvec / max(angle, 1e-30)
+    other = eye - 2 * math.pi / max(angle, 1e-30) * (eye - torch.outer(n, n))
+    want = [eye] if angle < math.pi - 1e-6 else [eye, other] if angle < 3.15 else [other]
+    assert min((jacobian - w).abs().max() for w in want) < 300 * EPS[dtype]
+
+
+@pytest.mark.parametrize("make", [lambda q: q, lambda q: -q], ids=["q", "-q"])
+def test_everything_is_finite_at_singular_rotations(make, dtype: torch.dtype) -> None:
+    """Values, first and second derivatives: at the identity, at half turns, and where a component is exactly zero."""
+    exact = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0.6, 0, 0.8]], dtype=dtype)
+    q = make(torch.cat([exact, special_rotations().to(dtype)])).requires_grad_()
+    for function in (quaternion.log, lambda q: quaternion.from_matrix(quaternion.to_matrix(q))):
+        out = function(q)
+        (first,) = torch.autograd.grad(out.square().sum() + out.sum(), q, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), q)
+        assert out.isfinite().all() and first.isfinite().all() and second.isfinite().all()
+
+
+def test_the_rest_gradcheck() -> None:
+    a, b = random_quat(3).requires_grad_(), random_quat(3, seed=1).requires_grad_()
+    x = torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(quaternion.multiply, (a, b))
+    torch.autograd.gradcheck(quaternion.rotate, (a, x))
+    torch.autograd.gradcheck(quaternion.to_matrix, a)
+    torch.autograd.gradcheck(quaternion.from_matrix, quaternion.to_matrix(a).detach().requires_grad_())
+
+
+@pytest.mark.parametrize("angle", [0.0, 1.5, math.pi])
+def test_functorch(angle: float) -> None:
+    rotvec = rotvec_at(angle).detach().expand(5, 3)
+    together = quaternion.log(quaternion.exp(rotvec))
+    torch.testing.assert_close(torch.func.vmap(lambda v: quaternion.log(quaternion.exp(v)))(rotvec), together)
+    backward = torch.func.vmap(torch.func.jacrev(quaternion.exp))(rotvec)
+    forward = torch.func.vmap(torch.func.jacfwd(quaternion.exp))(rotvec)
+    torch.testing.assert_close(backward, forward, rtol=0, atol=1e-14)
+    assert torch.func.hessian(lambda v: quaternion.log(quaternion.exp(v)).sum())(rotvec[0]).isfinite().all()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", quaternion.__all__)
+def test_compiles_as_one_graph(name: str) -> None:
+    torch.compiler.reset()
+    q, v = random_quat(5), torch.rand(5, 3, dtype=torch.float64)
+    arguments = {"exp": (v,), "multiply": (q, q.flip(0)), "rotate": (q, v), "from_matrix": (quaternion.to_matrix(q),)}
+    function, given = getattr(quaternion, name), arguments.get(name, (q,))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*given), function(*given), rtol=0, atol=1e-15)
