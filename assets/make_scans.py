@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-SEED = 20
+SEED = 25
 STREET_GRID = 2.0**-10  # coordinates are rounded to binary fractions of a metre: about 1 mm,
 OBJECT_GRID = 2.0**-14  # and 0.06 mm; both far below the noise, and the files shrink
 
@@ -77,7 +77,7 @@ def rotation(angle: float, axis: int) -> Array:
 
 def house(x0: float, x1: float, side: int, rng: np.random.Generator) -> Group:
     """Body, gable roof and a facade whose windows and door are holes between piers and bands, 0.25 m deep."""
-    front, floors = 8.6 + rng.uniform(-0.3, 0.6), int(rng.integers(2, 5))
+    front, floors = 8.6 + rng.uniform(-0.3, 1.6), int(rng.integers(2, 5))
     height, wall, deep = 3.0 * floors + 0.5, rng.uniform(0.4, 0.8), 0.25
     count = int((x1 - x0) // 2.6)
     pitch, width = (x1 - x0) / count, rng.uniform(1.0, 1.35)
@@ -110,7 +110,9 @@ def house(x0: float, x1: float, side: int, rng: np.random.Generator) -> Group:
                 parts.append(slab(centre - 1.1, centre + 1.1, -1.0, -0.95, sill - 0.9, sill + 0.1, 0.4))
     parts.append(slab(x0, x1, -0.15, deep, 3.0 * floors - 0.5, height, 0.7))  # cornice
     parts.append(slab(x1 - 0.3, x1 - 0.2, -0.1, 0, 0, height, 0.5))  # rain pipe
-    y = sorted((side * (front - 1.2), side * (front + 10.5)))
+    if rng.random() < 0.7:  # hedge between two front gardens
+        parts.append(slab(x1 - 0.7, x1 - 0.1, -1.8, 0, 0, rng.uniform(1.1, 1.9), 0.4))
+    y = sorted((side * (front - 1.9), side * (front + 10.5)))
     return Group(box((x0 - 0.2, y[0], 0), (x1 + 0.2, y[1], ridge), 0), parts)
 
 

@@ -8,7 +8,7 @@ are at infinity, missing boxes start at infinity: neither is ever near.
 
 from geom.kernels.native import native_kernel
 
-__all__ = ["WIDTH", "knn", "leaves", "median_order", "nodes", "radius_count", "radius_fill"]
+__all__ = ["CHUNK", "WIDTH", "knn", "leaves", "median_order", "nodes", "radius_count", "radius_fill"]
 
 WIDTH = 8
 
@@ -211,18 +211,33 @@ def walk(bound: str, leaf: str, pruned: str = "") -> str:
     ).replace("BOUND", bound).replace("LEAF", leaf)
 
 
+CHUNK = 16
+
 knn = native_kernel(
     __name__,
     "knn",
-    f"query: real[], query_offsets: int64[], {TREE}, k: int32, limit: real, index: int64[], square: real[]",
-    # Rows are kept sorted by (squared distance, index): ties go to the lower index, whatever the order of the walk.
-    _QUERY
-    + """
-    REAL* best = square.data + (long long)i * k;
-    wp::int64* best_id = index.data + (long long)i * k;
+    f"query: real[], query_offsets: int64[], {TREE}, k: int32, limit: real, count: int32, index: int64[], square: real[]",
+    # Item i is a chunk of queries. Rows are kept sorted by (squared distance, index): ties go to the lower index,
+    # whatever the order of the walk. The k-th neighbour of a query is no farther than that of the query before it plus
+    # the way between the two: where queries follow each other closely, the walk starts with a near bound.
+    """
+    const int end = CHUNK * (i + 1) < count ? CHUNK * (i + 1) : count;
+    REAL before[4] = {0, 0, 0, INFINITY};
+    int cloud = 0;
+    for (int p = CHUNK * i; p < end; ++p) {
+    while (query_offsets.data[cloud + 1] <= p) { ++cloud; before[3] = INFINITY; }
+    const REAL qx = query.data[3 * p], qy = query.data[3 * p + 1], qz = query.data[3 * p + 2];
+    REAL* best = square.data + (long long)p * k;
+    wp::int64* best_id = index.data + (long long)p * k;
     for (int j = 0; j < k; ++j) { best[j] = INFINITY; best_id[j] = -1; }
-    REAL worst = limit;
-"""
+    REAL cap = limit;
+    if (before[3] < INFINITY) {
+        const REAL sx = qx - before[0], sy = qy - before[1], sz = qz - before[2];
+        const REAL reach = (before[3] + wp::sqrt(sx * sx + sy * sy + sz * sz)) * REAL(1.00001);
+        cap = reach * reach < limit ? reach * reach : limit;
+    }
+    REAL worst = cap;
+""".replace("CHUNK", str(CHUNK))
     + walk(
         "worst",
         """
@@ -234,10 +249,14 @@ knn = native_kernel(
                     best[at] = best[at - 1]; best_id[at] = best_id[at - 1]; --at;
                 }
                 best[at] = d[j]; best_id[at] = id[j];
-                worst = best[k - 1] < limit ? best[k - 1] : limit;
+                worst = best[k - 1] < cap ? best[k - 1] : cap;
             }
         """,
-    ),
+    )
+    + """
+    before[0] = qx; before[1] = qy; before[2] = qz; before[3] = wp::sqrt(best[k - 1]);
+    }
+    """,
 )
 
 radius_count = native_kernel(

@@ -9,29 +9,42 @@ from torch import Tensor
 from geom.kernels import bridge
 from geom.kernels.native import DTYPES, native_kernel
 
-__all__ = ["morton_keys", "segment_mean"]
+__all__ = ["CHUNK", "morton_keys", "segment_mean"]
+
+CHUNK = 64
 
 morton_keys = native_kernel(
     __name__,
     "morton_keys",
-    "points: real[], offsets: int64[], origin: real[], inverse_size: real[], keys: int64[]",
-    # The point's cell on its cloud's grid; the bits of the three axes interleaved, x lowest, 21 bits an axis.
+    "points: real[], offsets: int64[], origin: real[], inverse_size: real[], count: int32, keys: int64[]",
+    # Item i is a chunk of points. A point's cell on its cloud's grid; the bits of the three axes interleaved, x lowest,
+    # 21 bits an axis.
     """
+    const int end = CHUNK * (i + 1) < count ? CHUNK * (i + 1) : count;
     int cloud = 0;
-    while (offsets.data[cloud + 1] <= i) ++cloud;
-    unsigned long long key = 0;
-    for (int axis = 0; axis < 3; ++axis) {
-        REAL cell = (points.data[3 * i + axis] - origin.data[3 * cloud + axis]) * inverse_size.data[cloud];
-        unsigned long long x = cell <= REAL(0) ? 0ull : cell >= REAL(2097151) ? 2097151ull : (unsigned long long)cell;
-        x = (x | x << 32) & 0x1f00000000ffffull;
-        x = (x | x << 16) & 0x1f0000ff0000ffull;
-        x = (x | x << 8) & 0x100f00f00f00f00full;
-        x = (x | x << 4) & 0x10c30c30c30c30c3ull;
-        x = (x | x << 2) & 0x1249249249249249ull;
-        key |= x << axis;
+    for (int p = CHUNK * i; p < end;) {
+        while (offsets.data[cloud + 1] <= p) ++cloud;
+        const int stop = offsets.data[cloud + 1] < end ? (int)offsets.data[cloud + 1] : end;
+        const REAL inverse = inverse_size.data[cloud];
+        const REAL start[3] = {origin.data[3 * cloud], origin.data[3 * cloud + 1], origin.data[3 * cloud + 2]};
+        for (; p < stop; ++p) {
+            unsigned long long key = 0;
+            for (int axis = 0; axis < 3; ++axis) {
+                REAL cell = (points.data[3 * p + axis] - start[axis]) * inverse;
+                cell = cell > REAL(0) ? cell : REAL(0);
+                cell = cell < REAL(2097151) ? cell : REAL(2097151);
+                unsigned long long x = (unsigned long long)(int)cell;
+                x = (x | x << 32) & 0x1f00000000ffffull;
+                x = (x | x << 16) & 0x1f0000ff0000ffull;
+                x = (x | x << 8) & 0x100f00f00f00f00full;
+                x = (x | x << 4) & 0x10c30c30c30c30c3ull;
+                x = (x | x << 2) & 0x1249249249249249ull;
+                key |= x << axis;
+            }
+            keys.data[p] = (wp::int64)key;
+        }
     }
-    keys.data[i] = (wp::int64)key;
-    """,
+    """.replace("CHUNK", str(CHUNK)),
 )
 
 

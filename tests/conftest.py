@@ -32,9 +32,8 @@ import torch  # noqa: E402 (the hook stands before anything that imports geom)
 
 from geom import values  # noqa: E402
 
-jaxtyping.jaxtyped(
-    values.Fit, typechecker=beartype.beartype
-)  # `values` is not hooked: torch.compile traces its pytree maps
+# `values` is not hooked, because torch.compile traces its pytree maps; the one value it defines is
+jaxtyping.jaxtyped(values.Fit, typechecker=beartype.beartype)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,9 +74,3 @@ def data() -> Path:
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Both dtypes of the library, one after the other."""
     return request.param
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    """A CPU generator with a fixed seed."""
-    return torch.Generator().manual_seed(0)

@@ -1,5 +1,5 @@
 """The command `geom`: files in, files out."""
 
-from geom.cli.main import main
+from geom.cli.entry import main
 
 __all__ = ["main"]

@@ -90,7 +90,10 @@ def _drawing() -> Iterator[tuple[str, str]]:
     from geom.viz import probe
 
     found = probe()
-    yield "drawing", "open3d draws without a display" if found.works else f"by our own rasteriser; {found.reason}"
+    if found.works:
+        yield "drawing", f"open3d draws without a display, {'in software' if found.software else 'on a GPU'}"
+    else:
+        yield "drawing", f"with our own engine; {found.reason}"
 
 
 def _clashes() -> Iterator[tuple[str, str]]:

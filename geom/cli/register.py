@@ -3,14 +3,18 @@
 import json
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from geom.cli.outputs import Contents, check_outputs, write_outputs
+from geom.errors import ConvergenceWarning, FileFormatError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from geom.registration import Registration
 
 __all__ = ["register"]
@@ -47,18 +51,16 @@ def register(
         picture: File for a picture of the clouds before and after, as PNG.
     """
     check_outputs((out, picture), inputs=filter(None, (source, target, init)))
-    import warnings
-
     import torch
 
     from geom.cli.poses import read_pose
-    from geom.errors import ConvergenceWarning
-    from geom.io import load_points
     from geom.lie import Rigid
     from geom.registration import icp
 
     start = None if init is None else Rigid.from_matrix(read_pose(init))
-    clouds = [load_points(path).positions for path in (source, target)]
+    clouds = [_cloud(path) for path in (source, target)]
+    dtype = torch.promote_types(*(cloud.dtype for cloud in clouds))
+    clouds = [cloud.to(dtype) for cloud in clouds]
     begin = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # told below
@@ -74,7 +76,7 @@ def register(
     record = _record(found, time.perf_counter() - begin)
     contents: Contents = {}
     if out is not None:
-        contents[out] = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        contents[out] = _to_json(record)
     if picture is not None:
         from geom.demo.pictures import before_after
 
@@ -83,6 +85,18 @@ def register(
     print(_report(record))
     write_outputs(contents)
     return 0
+
+
+def _cloud(path: Path) -> "Tensor":
+    from geom.io import load
+    from geom.points import Points
+
+    found = load(path)
+    if not isinstance(found, Points):
+        raise FileFormatError(path, "expected a point cloud, got a mesh; sample points from it first")
+    if len(found) != 1:
+        raise FileFormatError(path, f"expected one cloud, got a batch of {len(found)}")
+    return found.positions
 
 
 def _record(found: "Registration", seconds: float) -> dict[str, Any]:
@@ -101,6 +115,17 @@ def _record(found: "Registration", seconds: float) -> dict[str, Any]:
         "method": found.method,
         "seconds": round(seconds, 4),
     }
+
+
+def _to_json(record: dict[str, Any]) -> str:
+    """One key a line, one row of a matrix a line."""
+
+    def rows(x: Any) -> str:
+        if isinstance(x, list) and x and isinstance(x[0], list):
+            return "[\n" + ",\n".join(f"  {rows(row)}" for row in x) + "\n ]"
+        return json.dumps(x, allow_nan=False)
+
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {rows(x)}" for name, x in record.items()) + "\n}\n"
 
 
 def _report(record: dict[str, Any]) -> str:

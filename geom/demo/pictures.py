@@ -1,6 +1,7 @@
 """Before and after a registration: one picture of both, and a scene to turn."""
 
 import enum
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,12 +41,8 @@ def before_after(
 ) -> npt.NDArray[np.uint8]:
     """Two views from one camera, side by side, (H, W, 3): the source under the pose `before`, and under `after`."""
     moved = [_move(pose, source) for pose in (before, after)]
-    camera = _camera(target, look)
-    if camera is None:
-        pictures = [render(target, x, colors=[TARGET, SOURCE], view=View(size=_SIZE)) for x in moved]
-    else:
-        view = View(size=_SIZE, camera=camera, point_size=2.2)
-        pictures = [render(target, x, colors=[TARGET, SOURCE], view=view) for x in moved]
+    view = View(size=_SIZE, camera=_camera(target, moved[1], look))
+    pictures = [render(target, x, colors=[TARGET, SOURCE], view=view) for x in moved]
     gap = np.full((_SIZE[1], 6, 3), 190, np.uint8)
     return np.concatenate([pictures[0], gap, pictures[1]], 1)
 
@@ -73,13 +70,15 @@ def _move(pose: Rigid, points: Tensor) -> Tensor:
     return pose.apply(points.double())
 
 
-def _camera(target: Tensor, look: Look) -> Camera | None:
-    middle = target.double().median(0).values
+def _camera(target: Tensor, source: Tensor, look: Look) -> Camera | None:
+    cloud = torch.cat([target.double(), source])
     if look is Look.LIDAR:
-        reach = float(target.norm(dim=-1).median())
-        return Camera((-2.3 * reach, -1.1 * reach, 1.9 * reach), (0.3 * reach, 0.0, -0.1 * reach))
+        reach = 6.0 + 0.75 * float(cloud.norm(dim=-1).mean())  # metres: near scans want more around them
+        return Camera((-2.1 * reach, -1.0 * reach, 1.7 * reach), (0.3 * reach, 0.0, -0.1 * reach))
     if look is Look.CAMERA:
-        depth = float(middle.norm())
-        aside = torch.tensor([0.5, -0.35, 0.0], dtype=torch.float64) * depth
-        return Camera(tuple((aside).tolist()), tuple(middle.tolist()), up=(0.0, -1.0, 0.0))
+        middle = (cloud.min(0).values + cloud.max(0).values) / 2
+        radius = float((cloud - middle).norm(dim=-1).quantile(0.98))
+        toward = -middle / middle.norm() + torch.tensor([-0.25, -0.3, 0.0], dtype=torch.float64)
+        eye = middle + toward / toward.norm() * radius / math.tan(0.3)
+        return Camera(tuple(eye.tolist()), tuple(middle.tolist()), up=(0.0, -1.0, 0.0))
     return None

@@ -62,19 +62,19 @@ def _primitive(document: Document, primitive: Json, matrix: NDArray[np.float64])
         colors = colors[:, :3]
         if colors.dtype.kind == "f" and np.isfinite(colors).all():
             colors = np.clip(colors, 0, 1)  # brighter than white is legal in glTF
+    mode = integer(source, primitive, "mode", 0, default=4)
+    if mode == 0:
+        return Instance(matrix, positions, np.empty((0, 3), np.int64), normals, colors)
     if "indices" in primitive:
         stored = document.accessor(integer(source, primitive, "indices", 0), ("SCALAR",))
         order = whole(source, stored[:, 0], "indices")
     else:
         order = np.arange(len(positions))
-    faces = _triangles(source, order, integer(source, primitive, "mode", 0, default=4))
-    return Instance(matrix, positions, faces, normals, colors)
+    return Instance(matrix, positions, _triangles(source, order, mode), normals, colors)
 
 
 def _triangles(source: Source, order: NDArray[np.int64], mode: int) -> NDArray[np.int64]:
     """Faces (F, 3) of a primitive; strips and fans as in section 3.7.2.1 of the specification."""
-    if mode == 0:
-        return np.empty((0, 3), np.int64)
     if mode == 4:
         if len(order) % 3:
             raise source.fail(f"triangles: expected a multiple of 3 indices, got {len(order)}")

@@ -93,8 +93,8 @@ class Document:
             raise source.fail("sparse indices: expected an unsigned type")
         index = self._view(where, integer(source, where, "bufferView", 0), kind, count, 1)[:, 0]
         new = self._view(values, integer(source, values, "bufferView", 0), base.dtype, count, base.shape[1])
-        if count and int(index.max()) >= len(base):
-            raise source.fail(f"sparse indices: expected below {len(base)}, got {index.max()}")
+        if count > len(base) or (count and int(index[-1]) >= len(base)) or (index[1:] <= index[:-1]).any():
+            raise source.fail(f"sparse indices: expected to rise strictly below {len(base)}")
         result = base.copy()
         result[index] = new
         return result

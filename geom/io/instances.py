@@ -40,7 +40,7 @@ def join(source: Source, instances: Iterable[Instance]) -> Geometry:
     checked_parts: list[Geometry] = []
     size = 0
     for part in instances:
-        size += 16 * len(part.positions) + 24 * len(part.faces)
+        size += 400 + 16 * len(part.positions) + 24 * len(part.faces)
         size += sum(12 * len(x) for x in (part.normals, part.colors) if x is not None)
         source.budget(2 * size, "instances")  # each alone, then all in one
         local = checked(source, part.positions, faces=part.faces, normals=part.normals, colors=part.colors)

@@ -39,7 +39,7 @@ def read_obj(source: Source) -> Geometry:
     if b"#" in text:
         text = re.sub(rb"#[^\n]*", lambda comment: b" " * len(comment[0]), text)
     parts = _Parts(source)
-    for start, stop in blocks(text):
+    for start, stop in blocks(source, text):
         parts.read(text[start:stop], start)
     if not parts.vertices:
         _refuse_unless_obj(source, text)

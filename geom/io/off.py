@@ -46,7 +46,7 @@ def read_off(source: Source) -> Geometry:
     width = int(counts[0]) if vertices else widths[0]
     odd = np.flatnonzero((counts[:vertices] != width) | ~np.isin(counts[:vertices], widths))
     if odd.size:
-        at = row_offset(text[start:], int(odd[0]))
+        at = row_offset(source, text[start:], int(odd[0]))
         raise source.fail(
             f"vertex {odd[0]}: expected {' or '.join(map(str, widths))} numbers, got {counts[odd[0]]}",
             None if at is None else start + at,

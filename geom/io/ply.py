@@ -34,7 +34,7 @@ class _Property:
 class _Element:
     name: str
     rows: int
-    properties: list[_Property] = field(default_factory=list)
+    properties: dict[str, _Property] = field(default_factory=dict)
 
 
 def read_ply(source: Source) -> Geometry:
@@ -133,9 +133,9 @@ def _type(name: str, order: str | None) -> np.dtype[Any]:
 
 
 def _declare(source: Source, element: _Element, new: _Property, at: int) -> None:
-    if any(p.name == new.name for p in element.properties):
+    if new.name in element.properties:
         raise source.fail(f"property {new.name} of element {element.name} is declared twice", at)
-    element.properties.append(new)
+    element.properties[new.name] = new
 
 
 class _Binary:
@@ -210,7 +210,7 @@ Lists = dict[str, tuple[NDArray[Any], NDArray[Any]]]
 
 def _read_element(body: _Binary, element: _Element) -> tuple[Columns, Lists]:
     """Scalars (rows,) by name, and lists by name as all their items and the length of each; moves the body on."""
-    properties, rows = element.properties, element.rows
+    properties, rows = element.properties.values(), element.rows
     smallest = sum(body.width(p.count or p.type) for p in properties)
     if rows * smallest > body.stop - body.at:
         raise body.source.fail(
@@ -225,7 +225,7 @@ def _read_element(body: _Binary, element: _Element) -> tuple[Columns, Lists]:
 def _read_uniform(body: _Binary, element: _Element) -> tuple[Columns, Lists] | None:
     """Read an element whose lists are all as long as those of its first row; None where they are not."""
     places, lengths, at = [], [], body.at
-    for p in element.properties:
+    for p in element.properties.values():
         if p.count is None:
             n = 1
         else:
@@ -243,13 +243,13 @@ def _read_uniform(body: _Binary, element: _Element) -> tuple[Columns, Lists] | N
         return None
     columns: Columns = {}
     lists: Lists = {}
-    for p, place, n in zip(element.properties, places, lengths, strict=True):
+    for p, place, n in zip(element.properties.values(), places, lengths, strict=True):
         if p.count is not None:
             counts = body.strided(place - body.width(p.count), rows, stride, 1, p.count)
             if not (counts == n).all():
                 return None
     wanted = _wanted(element)
-    for p, place, n in zip(element.properties, places, lengths, strict=True):
+    for p, place, n in zip(element.properties.values(), places, lengths, strict=True):
         if p.name in wanted:
             items = body.strided(place, rows, stride, n, p.type)
             if p.count is None:
@@ -263,11 +263,11 @@ def _read_uniform(body: _Binary, element: _Element) -> tuple[Columns, Lists] | N
 def _wanted(element: _Element) -> set[str]:
     """The properties of an element that anyone reads."""
     if element.name == "face":
-        return {p.name for p in element.properties if p.count and p.name in _INDICES}
+        return {p.name for p in element.properties.values() if p.count and p.name in _INDICES}
     if element.name != "vertex":
         return set()
     known = {"x", "y", "z", "nx", "ny", "nz", "red", "green", "blue"}
-    scalars = (p.name for p in element.properties if p.count is None)
+    scalars = (p.name for p in element.properties.values() if p.count is None)
     return {n for n in scalars if n in known or n.lower() in _INTENSITY}
 
 
@@ -278,7 +278,7 @@ def _read_ragged(body: _Binary, element: _Element) -> tuple[Columns, Lists]:
     lengths = {name: array("q") for name in wanted}
     steps = [
         (p.count, body.width(p.count) if p.count else 0, body.width(p.type), places.get(p.name), lengths.get(p.name))
-        for p in element.properties
+        for p in element.properties.values()
     ]
     at, stop = body.at, body.stop
     for row in range(element.rows):
@@ -288,6 +288,8 @@ def _read_ragged(body: _Binary, element: _Element) -> tuple[Columns, Lists]:
                 n = body.length(at, count) if at + count_width <= stop else -1
                 at += count_width
                 if length is not None:
+                    if n < 3:  # these are faces, and `fan` would refuse them only once all are stored
+                        raise body.source.fail(f"element {element.name}: row {row} is no polygon of at least 3 corners")
                     length.append(n)
             if place is not None:
                 place.append(at)
@@ -299,7 +301,7 @@ def _read_ragged(body: _Binary, element: _Element) -> tuple[Columns, Lists]:
     body.at = at
     columns: Columns = {}
     lists: Lists = {}
-    for p in element.properties:
+    for p in element.properties.values():
         if p.name not in wanted:
             continue
         start = np.frombuffer(places[p.name], np.int64)

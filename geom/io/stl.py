@@ -46,7 +46,7 @@ def _read_ascii(source: Source) -> NDArray[Any]:
     parts: list[NDArray[np.float64]] = []
     open_lines = np.empty(0, np.intp)  # of a facet that the last block has cut
     ended = False
-    for start, stop in blocks(text):
+    for start, stop in blocks(source, text):
         buffer = np.frombuffer(text[start:stop] + b"\n" * 9, np.uint8)
         first, words = first_words(buffer)
         if not first.size:

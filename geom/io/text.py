@@ -70,7 +70,7 @@ def _names(source: Source, text: bytes) -> tuple[list[str], int]:
     """Column names, [] where none are given, and where the numbers begin."""
     named: list[str] = []
     for line in re.finditer(rb"([^\n]*)\n|[^\n]+$", text):
-        words = re.split(r"[\s,;]+", line[0].decode("latin-1").strip().lower())
+        words = re.split(r"[\s,;]+", line[0][:4096].decode("latin-1").strip().lower())
         bare = [w.strip("\"'") for w in words if w]
         if not bare:
             continue

@@ -32,10 +32,16 @@ _DECLARED = re.compile(rb"^#[ \t]*geom[ \t]+(float32|float64)[ \t]*\r?$", re.MUL
 Bytes = NDArray[np.uint8]
 
 
-def blocks(text: bytes, start: int = 0, size: int = 1 << 20) -> Iterator[tuple[int, int]]:
-    """Cut a text at line ends into pieces of about `size` bytes, so that masks and words need little memory."""
+def blocks(source: Source, text: bytes) -> Iterator[tuple[int, int]]:
+    """Cut a text at line ends into pieces of about 1 MiB, so that masks and words need little memory.
+
+    Raises: FileFormatError where a line is longer than 4 MiB.
+    """
+    start = 0
     while start < len(text):
-        stop = text.find(b"\n", min(start + size, len(text))) + 1 or len(text)
+        stop = text.find(b"\n", min(start + (1 << 20), len(text))) + 1 or len(text)
+        if stop - start > 5 << 20:
+            raise source.fail("expected lines of text, got one of more than 4 MiB")
         yield start, stop
         start = stop
 
@@ -71,7 +77,7 @@ def read_rows(source: Source, text: bytes, offset: int = 0) -> tuple[NDArray[np.
     """
     values: list[NDArray[np.float64]] = []
     counts: list[NDArray[np.int32]] = []
-    for start, stop in blocks(text):
+    for start, stop in blocks(source, text):
         piece = text[start:stop]
         buffer = np.frombuffer(piece, np.uint8)
         if not _NUMERIC[buffer].all():
@@ -102,9 +108,9 @@ def _refuse(source: Source, piece: bytes, offset: int) -> None:
     raise source.fail("expected numbers", offset)
 
 
-def row_offset(text: bytes, row: int) -> int | None:
+def row_offset(source: Source, text: bytes, row: int) -> int | None:
     """Where the line `row` begins, counting those that are not blank."""
-    for start, stop in blocks(text):
+    for start, stop in blocks(source, text):
         first = first_words(np.frombuffer(text, np.uint8, stop - start, start))[0]
         if row < len(first):
             return start + int(first[row])
@@ -119,7 +125,7 @@ def table(source: Source, text: bytes, offset: int = 0) -> NDArray[np.float64]:
         return np.empty((0, 0))
     odd = np.flatnonzero(counts != counts[0])
     if odd.size:
-        at = row_offset(text, int(odd[0]))
+        at = row_offset(source, text, int(odd[0]))
         raise source.fail(
             f"expected {counts[0]} numbers in every line, got {counts[odd[0]]}", None if at is None else offset + at
         )

@@ -20,6 +20,7 @@ from geom.io.instances import Instance, join
 __all__ = ["read_usd"]
 
 _MAGIC = {".usda": (b"#usda",), ".usdc": (b"PXR-USDC",), ".usdz": (b"PK\x03\x04",)}
+_SECONDS = 60.0
 _START = "import sys, runpy; sys.path[:] = sys.argv.pop(1).split('\\n'); sys.argv[:] = sys.argv[1:]; "
 _START += "runpy.run_path(sys.argv[0], run_name='__main__')"
 
@@ -55,7 +56,7 @@ def _arrays_of_stage(source: Source) -> dict[str, NDArray[Any]]:
     """Run `usd_stage` on the file. Raises: FileFormatError where it fails, crashes or takes too long."""
     script = Path(__file__).with_name("usd_stage.py")
     memory = (4 << 30) + 20 * len(source.data)  # address space: the threads of pxr reserve far more than they use
-    seconds = 60 + len(source.data) // 1_000_000
+    seconds = _SECONDS + len(source.data) / 1e6
     command = [
         sys.executable,
         "-I",
@@ -70,7 +71,7 @@ def _arrays_of_stage(source: Source) -> dict[str, NDArray[Any]]:
     try:
         done = subprocess.run(command, capture_output=True, timeout=seconds, env=environment, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
-        raise source.fail(f"pxr did not open it within {seconds} s") from error
+        raise source.fail(f"pxr did not open it within {seconds:.0f} s") from error
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit status {done.returncode}"]
         raise source.fail(f"pxr cannot open it: {lines[-1][:200]}")

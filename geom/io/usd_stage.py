@@ -10,8 +10,10 @@ the path of the stage and a limit on memory (bytes). It imports nothing of geom.
 import io
 import os
 import sys
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def main(path: str, memory: int) -> None:
@@ -44,7 +46,7 @@ def main(path: str, memory: int) -> None:
         pipe.write(file.getvalue())
 
 
-def _arrays(geometry, mesh, time) -> dict:
+def _arrays(geometry: Any, mesh: Any, time: Any) -> dict[str, NDArray[Any]]:
     """Points, polygons and what each vertex has; corners turned where the mesh is left-handed."""
     empty = np.empty((0, 3), np.float32)
     points = np.array(mesh.GetPointsAttr().Get(time) or empty, np.float32).reshape(-1, 3)

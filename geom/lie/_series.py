@@ -27,7 +27,7 @@ def _alternating(start: int, step: int = 2, terms: int = 9) -> tuple[float, ...]
     return tuple(out)
 
 
-_COS, _SINC, _VERSINE, _CUBIC = (_alternating(k) for k in range(4))
+_COS, _SINC, _CUBIC = (_alternating(k) for k in (0, 1, 3))
 _COT = (1 / 12, 1 / 720, 1 / 30240, 1 / 1209600, 1 / 47900160, 691 / 1307674368000, 1 / 74724249600,
         3617 / 10670622842880000, 43867 / 5109094217170944000, 174611 / 802857662698291200000)  # fmt: skip
 
@@ -40,11 +40,6 @@ def cos(u: Tensor) -> Tensor:
 def sinc(u: Tensor) -> Tensor:
     """sin(theta) / theta."""
     return _smooth(u, _SINC, lambda a: a.sin() / a)
-
-
-def versine(u: Tensor) -> Tensor:
-    """(1 - cos(theta)) / theta^2."""
-    return _smooth(u, _VERSINE, lambda a: 2 * (a / 2).sin().square() / a.square())
 
 
 def cubic(u: Tensor) -> Tensor:

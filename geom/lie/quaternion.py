@@ -50,16 +50,10 @@ def multiply(a: Float[Tensor, "*b 4"], b: Float[Tensor, "*c 4"]) -> Float[Tensor
 
     Guarantees: differentiable (0, pi); deterministic; 4e-16 f64, 3e-7 f32
     """
-    (aw, ax, ay, az), (bw, bx, by, bz) = a.unbind(-1), b.unbind(-1)
-    return torch.stack(
-        [
-            aw * bw - ax * bx - ay * by - az * bz,
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-        ],
-        -1,
-    )
+    aw, av, bw, bv = a[..., :1], a[..., 1:], b[..., :1], b[..., 1:]
+    av, bv = torch.broadcast_tensors(av, bv)
+    real = aw * bw - (av * bv).sum(-1, keepdim=True)
+    return torch.cat([real, aw * bv + bw * av + torch.linalg.cross(av, bv)], -1)
 
 
 def conjugate(quat_wxyz: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
@@ -75,8 +69,7 @@ def rotate(quat_wxyz: Float[Tensor, "*b 4"], vector: Float[Tensor, "*c 3"]) -> F
 
     Guarantees: differentiable (0, pi); deterministic; 1e-15 f64, 6e-7 f32 of the vector's length
     """
-    w, xyz = torch.broadcast_tensors(quat_wxyz[..., :1], quat_wxyz[..., 1:])
-    xyz, vector = torch.broadcast_tensors(xyz, vector)
+    w, (xyz, vector) = quat_wxyz[..., :1], torch.broadcast_tensors(quat_wxyz[..., 1:], vector)
     twice = 2 * torch.linalg.cross(xyz, vector)
     return vector + w * twice + torch.linalg.cross(xyz, twice)
 
@@ -86,13 +79,8 @@ def to_matrix(quat_wxyz: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 3 3"]:
 
     Guarantees: differentiable (0, pi); deterministic; 1e-15 f64, 6e-7 f32
     """
-    w, x, y, z = quat_wxyz.unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+    axes = torch.eye(3, dtype=quat_wxyz.dtype, device=quat_wxyz.device)
+    return rotate(quat_wxyz[..., None, :], axes).mT
 
 
 def from_matrix(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 4"]:

@@ -21,9 +21,10 @@ def exp(twist: Float[Tensor, "*b 6"]) -> tuple[Float[Tensor, "*b 4"], Float[Tens
     """
     v, omega = twist[..., :3], twist[..., 3:]
     u = omega.square().sum(-1, keepdim=True)
+    half = _series.sinc(u / 4)  # (1 - cos theta)/theta^2 is its square, halved
     wv = torch.linalg.cross(omega, v)
-    translation = v + _series.versine(u) * wv + _series.cubic(u) * torch.linalg.cross(omega, wv)
-    return quaternion.exp(omega), translation
+    translation = v + 0.5 * half.square() * wv + _series.cubic(u) * torch.linalg.cross(omega, wv)
+    return torch.cat([_series.cos(u / 4), 0.5 * half * omega], -1), translation
 
 
 def log(quat_wxyz: Float[Tensor, "*b 4"], translation: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 6"]:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Quadratic(NamedTuple):
     hessian: Tensor
 
 
+@runtime_checkable
 class Problem(Protocol[V]):
     """An objective that brings its own derivatives. `linearize` may also renew what the objective holds fixed until
     the next call (correspondences, robust scales); `cost` is then that of the last call's choices."""
@@ -72,7 +73,7 @@ def least_squares(
 
     Guarantees: not differentiable; deterministic; step tolerance as given
     """
-    if isinstance(residual, Callable) and not hasattr(residual, "linearize"):
+    if not isinstance(residual, Problem):
         problem: Any = _Residual(residual, robust, guess)
     elif robust is not None:
         raise ShapeError("robust: a Problem weighs its own residuals, got a kernel as well")
@@ -100,8 +101,10 @@ def least_squares(
             value = _where(better, trial, value, batch)
             if not bool(done.all()):
                 now = problem.linearize(value)
+            elif damping:
+                now = now._replace(cost=torch.where(better, cost, now.cost))
             else:
-                now = now._replace(cost=torch.where(better, problem.cost(value), now.cost))
+                now = now._replace(cost=problem.cost(value))
         converged = done
         if bool(converged.all()):
             break

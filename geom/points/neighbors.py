@@ -313,8 +313,9 @@ def _knn(
     index = torch.empty((len(query), k), dtype=torch.int64, device=query.device)
     square = torch.empty((len(query), k), dtype=query.dtype, device=query.device)
     tree = (leaf_points, leaf_index, boxes, bases, node_bases, bases.shape[1], bases.shape[0] - 1)
-    args = (query.contiguous(), query_offsets, *tree, k, limit, index, square)
-    bridge.launch(neighbors.knn[query.dtype], len(query), *args, device=query.device)
+    chunks = -(-len(query) // neighbors.CHUNK)
+    args = (query.contiguous(), query_offsets, *tree, k, limit, len(query), index, square)
+    bridge.launch(neighbors.knn[query.dtype], chunks, *args, device=query.device, grain=2048 // neighbors.CHUNK)
     return index, square
 
 

@@ -30,13 +30,15 @@ def voxels(points: Tensor, offsets: Tensor, voxel_size: float, *, backend: str =
     The anchor moves with the cloud, so the cells do not depend on where the origin is or on the rest of the batch.
     """
     low, high = corners(points, offsets)
-    if len(points) and float((high - low).max()) / voxel_size > CELLS - 2:
+    extent = float((high - low).max()) if len(points) else 0.0
+    if extent / voxel_size > CELLS - 2:
         raise ShapeError(
-            f"voxel_size: expected at least {float((high - low).max()) / (CELLS - 2):.3g} for this extent, got {voxel_size:.3g}"
+            f"voxel_size: expected at least {extent / (CELLS - 2):.3g} for this extent, got {voxel_size:.3g}"
         )
+    bits = 3 * int(extent / voxel_size + 2).bit_length()
     origin = low - voxel_size / 2
     size = torch.full((len(low),), voxel_size, dtype=points.dtype, device=points.device)
-    keys, order = cell_order(cell_keys(points, offsets, origin, size, backend=backend), offsets)
+    keys, order = cell_order(cell_keys(points, offsets, origin, size, backend=backend), offsets, bits=bits)
     first = torch.ones(len(keys), dtype=torch.bool, device=points.device)
     first[1:] = keys[1:] != keys[:-1]
     first[offsets[:-1][offsets[:-1] < len(keys)]] = True

@@ -53,7 +53,8 @@ class Alignment:
             normals = target.normals if target.normals is not None else self.none
             cells = voxels(target.points, target.tree.offsets, max_distance)
             outer = (normals[:, :, None] * normals[:, None, :]).flatten(1)[:, [0, 1, 2, 4, 5, 8]]
-            self.matched, self.shape = cell_mean(target.points, cells), cell_mean(outer, cells)
+            means = cell_mean(torch.cat([target.points, outer], -1), cells)
+            self.matched, self.shape = means[:, :3].contiguous(), means[:, 3:].contiguous()
             self.keys, self.origin = cells.keys, cells.origin[0].contiguous()
             self.last = torch.empty(self.count, dtype=torch.int64, device=self.device)
         else:
@@ -103,19 +104,15 @@ class Alignment:
         args = (*args, self.square_scale, derivatives, rows, squares, scores)
         kernel = kernels.normal_equations[self.dtype]
         bridge.launch(kernel, chunks, *args, device=self.device, grain=2048 // _CHUNK)
-        return _to_right(rows.sum(0).cpu(), squares, scores, pose.cpu(), derivatives)
+        return _to_right(rows.sum(0).cpu(), squares, scores, pose.cpu())
 
 
-_UPPER = torch.triu_indices(6, 6)
+_ROW = (0, 6, 11, 15, 18, 20)  # where the diagonal stands in the upper triangle, row by row
+_FULL = torch.tensor([[_ROW[min(i, j)] + abs(i - j) for j in range(6)] for i in range(6)])
 
 
-def _to_right(total: Tensor, squares: Tensor, scores: Tensor, pose: Tensor, derivatives: int) -> Sums:
+def _to_right(total: Tensor, squares: Tensor, scores: Tensor, pose: Tensor) -> Sums:
     """From a left perturbation exp(xi') T to a right one T exp(xi): xi' = Ad_T xi."""
-    hessian = total.new_zeros((6, 6))
-    if not derivatives:
-        return Sums(hessian, total[21:27], total[27], total[28], total[29], squares, scores)
-    hessian[_UPPER[0], _UPPER[1]] = total[:21]
-    hessian = hessian + hessian.triu(1).T
     turn = twist_adjoint(pose[:9].reshape(3, 3), pose[9:])
-    right = (turn.T @ hessian @ turn, turn.T @ total[21:27])
+    right = (turn.T @ total[_FULL] @ turn, turn.T @ total[21:27])
     return Sums(*right, total[27], total[28], total[29], squares, scores.cpu() @ turn)

@@ -21,7 +21,7 @@ from geom.registration.uncertainty import pose_uncertainty, twist_adjoint
 __all__ = ["icp"]
 
 Pose = Rigid | Tensor
-_STEP = (0.004, 5e-4)  # converged below this part of a voxel (1 mm in 25 cm) and this angle, radians
+_STEP = (0.004, 1e-3)  # converged below this part of a voxel (1 mm in 25 cm) and this angle, radians
 _GROUP = 16  # target points in a row, in Morton order, whose errors may depend on each other
 
 
@@ -76,7 +76,7 @@ def icp(
         max_distance: matches farther are left out, metres. None: three times the median distance at the guess, but 4 to
             16 voxels.
         voxel_size: metres. None: a fortieth of the source's median distance from its median point.
-        max_iterations: steps, at most; a step below 0.4 % of a voxel and 0.5 mrad is the last.
+        max_iterations: steps, at most; a step below 0.4 % of a voxel and 1 mrad is the last.
         robust: None, "huber", "cauchy" or "gm", its scale from the residuals' median at every step.
     Returns: Registration (a list of them for pairs), on the CPU in float64. Its covariance counts errors shared by
         neighbouring points as shared; directions that the surfaces leave open are in `degenerate_directions`.
@@ -87,7 +87,7 @@ def icp(
     >>> icp(cloud, cloud + 0.01, method="point").value.translation.round(decimals=3).tolist()
     [0.01, 0.01, 0.01]
 
-    Guarantees: not differentiable; deterministic (any number of threads); 1 mm and 0.5 mrad of the optimum at 0.25 m voxels
+    Guarantees: not differentiable; deterministic (any number of threads); 1 mm and 1 mrad of the optimum at 0.25 m voxels
     """
     sources, targets = _clouds(source, "source"), _clouds(target, "target")
     single = len(sources) == len(targets) == 1 and not isinstance(source, (list, tuple))

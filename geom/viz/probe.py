@@ -1,101 +1,80 @@
-"""Can open3d draw here without a display? Asked once, in another process: a driver that fails may take its process along."""
+"""Can open3d draw here without a display, and on what? Asked once, by drawing one small picture."""
 
 import json
 import logging
 import os
 import platform
-import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from geom.errors import MissingDependencyError
-from geom.files import write_atomically
+import numpy as np
 
-__all__ = ["Probe", "RendererError", "probe"]
+from geom.files import write_atomically
+from geom.viz.filament import RendererError, run_worker
+
+__all__ = ["Probe", "probe"]
 
 logger = logging.getLogger(__name__)
-
-SYSTEM_LIBRARIES = (
-    "apt-get install -y libusb-1.0-0 libgl1 libegl1 libgomp1 libx11-6 libvulkan1 mesa-vulkan-drivers"  # Debian, Ubuntu
-)
-_TIMEOUT = 90.0  # seconds; about 3 where it works
-_DRAW = """
-import numpy, open3d
-r = open3d.visualization.rendering
-renderer = r.OffscreenRenderer(64, 64)
-renderer.scene.view.set_post_processing(False)
-renderer.scene.set_background([1.0, 0.0, 0.0, 1.0])
-image = numpy.asarray(renderer.render_to_image())
-assert image.shape == (64, 64, 3) and image[32, 32].tolist() == [255, 0, 0], "a red picture came out wrong"
-print("geom: drawn")
-"""
-
-
-class RendererError(MissingDependencyError):
-    """open3d is asked to draw and cannot: it is absent, or a system library is; the message holds the line to run."""
-
-    def __init__(self, reason: str) -> None:
-        ImportError.__init__(self, reason)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Whether open3d draws off screen in this environment, and if not, why and what to install."""
+    """What open3d can do here.
+
+    Fields: `works`: it draws off screen; `software`: it does so on the CPU (llvmpipe and its like), slower than our own
+    engine; `reason`: where it does not work, why, and what to install.
+    """
 
     works: bool
-    reason: str
+    software: bool = False
+    reason: str = ""
 
 
 @cache
 def probe() -> Probe:
-    """Draw one small picture with open3d in another process; the answer holds for the rest of this one.
+    """Draw one red picture with open3d in another process; the answer holds for the rest of this one.
 
     A success is also kept in the user's cache folder (XDG_CACHE_HOME, else ~/.cache) for this machine and open3d, and
-    saves the three seconds next time; a failure is not, for the next call may come after the installation that cures it.
+    saves three seconds next time; a failure is not, for the next call may come after the installation that cures it.
 
-    >>> isinstance(probe().works, bool)  # doctest: +SKIP
-    True
+    >>> from geom import viz
+    >>> viz.probe().reason  # doctest: +SKIP
+    ''
     """
     if find_spec("open3d") is None:
-        return Probe(False, "drawing with open3d needs open3d: pip install 'geom-toolkit[viz]'")
+        return Probe(False, reason="drawing with open3d needs open3d: pip install 'geom-toolkit[viz]'")
     known, here = _cache_file(), _environment()
     try:
-        if json.loads(known.read_text()) == here:
-            return Probe(True, "")
-    except (OSError, ValueError):
+        kept = json.loads(known.read_text())
+        if kept["environment"] == here:
+            return Probe(**kept["probe"])
+    except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing known, or not readable: ask again
     found = _ask()
     if found.works:
         try:
             known.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(known, json.dumps(here))
+            write_atomically(known, json.dumps({"environment": here, "probe": asdict(found)}))
         except OSError as error:
             logger.debug("cannot keep the answer in %s: %s", known, error)
     return found
 
 
 def _ask() -> Probe:
+    ahead, up, one = np.array([0.0, 1, 0]), np.array([0.0, 0, 1]), np.array(1.0)
+    job = {"size": np.array([64, 64]), "background": np.array([1.0, 0, 0]), "kinds": np.array([], "U6")}
+    job |= {"range": np.array([0.1, 10]), "fov_degrees": 40 * one, "eye": 0 * up, "target": ahead, "up": up}
     try:
-        run = subprocess.run(
-            [sys.executable, "-c", _DRAW], capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
-        )
-    except subprocess.TimeoutExpired:
-        return Probe(False, f"open3d did not draw a picture within {_TIMEOUT:.0f} s; {_advice()}")
-    if run.returncode == 0 and "geom: drawn" in run.stdout:
-        return Probe(True, "")
-    if run.returncode < 0:
-        reason = f"the process died of signal {-run.returncode}"
-    else:
-        reason = (run.stderr.strip() or run.stdout.strip() or "no picture came").splitlines()[-1]
-    return Probe(False, f"open3d cannot draw off screen ({reason}); {_advice()}")
-
-
-def _advice() -> str:
-    return f"it may lack system libraries: {SYSTEM_LIBRARIES}"
+        result, printed = run_worker(job)
+    except RendererError as error:
+        return Probe(False, reason=str(error))
+    if result["image"].shape != (64, 64, 3) or result["image"][32, 32].tolist() != [255, 0, 0]:
+        return Probe(False, reason=f"open3d drew {result['image'][32, 32].tolist()} where red was asked for")
+    words = printed.lower()
+    return Probe(True, software=any(name in words for name in ("llvmpipe", "lavapipe", "swiftshader", "software")))
 
 
 def _cache_file() -> Path:

@@ -221,14 +221,14 @@ def _finish(drawable: Drawable, positions: Doubles) -> Drawable:
 
 
 def _core(kind: str, positions: Doubles) -> Doubles:
-    """A sample without the few points that would shrink all others to a speck: beyond the percentiles 1 and 99 on an axis
-    that they stretch to more than twice that range."""
+    """A sample without the few points that would shrink all others to a speck: beyond the percentiles 2 and 98 on an axis
+    that they stretch to more than 1.6 times that range."""
     sample = positions[:: max(1, len(positions) // 20000)]
     if kind != "points" or len(sample) < 20:
         return np.concatenate([sample, positions.min(0, keepdims=True), positions.max(0, keepdims=True)])
-    low, high = np.percentile(sample, [1, 99], axis=0)
+    low, high = np.percentile(sample, [2, 98], axis=0)
     first, last = positions.min(0), positions.max(0)
-    stretched = (last - first) > 2 * (high - low)
+    stretched = (last - first) > 1.6 * (high - low)
     air = 0.1 * (high - low)
     low, high = np.where(stretched, low - air, first), np.where(stretched, high + air, last)
     inside = sample[((sample >= low) & (sample <= high)).all(1)]

@@ -64,18 +64,21 @@ def shade(colors: Floats, normals: Floats, positions: Floats, eye: Doubles, basi
 
     key, fill = light(-0.55, 0.75, 0.6), light(0.8, 0.1, 0.5)
     sky = 0.5 - 0.5 * normals @ down
-    diffuse = 0.30 + 0.16 * sky + 0.58 * np.maximum(normals @ key, 0) + 0.16 * np.maximum(normals @ fill, 0)
+    diffuse = 0.40 + 0.16 * sky + 0.48 * np.maximum(normals @ key, 0) + 0.20 * np.maximum(normals @ fill, 0)
     half = view + key
     half /= np.maximum(np.linalg.norm(half, axis=1, keepdims=True), 1e-30)
     gloss = 0.16 * np.maximum((normals * half).sum(1), 0) ** 24
     return np.clip(colors * diffuse[:, None] + gloss[:, None], 0, 1)
 
 
-def finish(image: npt.NDArray[np.uint8], inverse_depth: Floats, *, strength: float = 5.0) -> npt.NDArray[np.uint8]:
+def finish(
+    image: npt.NDArray[np.uint8], inverse_depth: Floats, *, strength: float = 0.8, softness: float = 0.01
+) -> npt.NDArray[np.uint8]:
     """Halve a picture drawn at twice its size, and darken what lies behind a near edge or in a hollow.
 
     Like eye-dome lighting (Boucheny 2009), but on second differences of 1/z, which vanish on every plane whatever its
-    slant: e = mean over 8 opposed neighbour pairs (l, r) of max(0, (l + r) / 2c - 1), brightness exp(-strength e).
+    slant: for the 8 opposed neighbour pairs (l, r) e = max(0, (l + r) / 2c - 1), and a pixel c loses the share
+    strength * mean(e / (e + softness)) of its brightness, 0.6 at most.
     """
     blocks = [image[i::2, j::2].astype(np.uint16) for i in (0, 1) for j in (0, 1)]
     color = (sum(blocks[1:], blocks[0]) + 2) >> 2
@@ -91,9 +94,10 @@ def finish(image: npt.NDArray[np.uint8], inverse_depth: Floats, *, strength: flo
             left = padded[pad + dy : pad + dy + height, pad + dx : pad + dx + width]
             right = padded[pad - dy : pad - dy + height, pad - dx : pad - dx + width]
             left, right = np.where(left > 0, left, near), np.where(right > 0, right, near)
-            total += np.clip((left + right) / safe * 0.5 - 1, 0, 0.12)
+            bend = np.maximum((left + right) / safe * 0.5 - 1, 0)
+            total += bend / (bend + softness)
     covered = sum((p > 0).astype(np.float32) for p in parts) / 4
-    dark = 1 - covered * (1 - np.exp(-strength * total / 8 * 4))
+    dark = 1 - covered * np.minimum(strength * total / 8, 0.6)
     return np.asarray(color * dark[..., None] + 0.5, np.uint8)
 
 

@@ -20,7 +20,9 @@ def obj(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("face", ["f 1 2 3 4", "f -4 -3 -2 -1", "f 1/1 2/1 3/1 4/1", "f 1//1 2//1 3//1 4//1"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_forms_of_faces(tmp_path: Path, face: str, end: str) -> None:
-    text = f"# a comment\nmtllib ../../nothing.mtl\no thing\n{SQUARE}vt 0 0\nvn 0 0 1\nusemtl x\ns off\n\t{face} # end\n"
+    text = (
+        f"# a comment\nmtllib ../../nothing.mtl\no thing\n{SQUARE}vt 0 0\nvn 0 0 1\nusemtl x\ns off\n\t{face} # end\n"
+    )
     mesh = load_mesh(obj(tmp_path, text.replace("\n", end)))
     assert mesh.faces.tolist() == [[0, 1, 2], [0, 2, 3]] and mesh.vertices[2].tolist() == [1, 1, 0]
     assert (mesh.normals is not None) == ("//" in face)

@@ -36,11 +36,11 @@ def test_binary_both_ends_any_order_and_unknown_elements(tmp_path: Path, order: 
     kind = "little" if order == "<" else "big"
     polygons = [[0, 1, 2], [0, 1, 2, 3] if mixed else [1, 2, 3]]
     head = (
-        f"ply\r\nformat binary_{kind}_endian 1.0\r\nelement face 2\r\nproperty uchar flag\r\n"
-        "property list ushort uint vertex_indices\r\nelement junk 2\r\nproperty list char double a\r\nproperty short b\r\n"
-        "element vertex 4\r\nproperty uchar red\r\nproperty double x\r\nproperty uchar green\r\nproperty double z\r\n"
-        "property double y\r\nproperty uchar blue\r\nproperty float scalar_Intensity\r\nelement nothing 7\r\nend_header\r\n"
-    )
+        f"ply\nformat binary_{kind}_endian 1.0\nelement face 2\nproperty uchar flag\n"
+        "property list ushort uint vertex_indices\nelement junk 2\nproperty list char double a\nproperty short b\n"
+        "element vertex 4\nproperty uchar red\nproperty double x\nproperty uchar green\nproperty double z\n"
+        "property double y\nproperty uchar blue\nproperty float scalar_Intensity\nelement nothing 7\nend_header\n"
+    ).replace("\n", "\r\n")
     body = b"".join(struct.pack(f"{order}BH{len(p)}I", 9, len(p), *p) for p in polygons)
     body += struct.pack(f"{order}bdhbddh", 1, 0.5, 7, 2, 0.5, 0.5, 7)
     body += b"".join(struct.pack(f"{order}BdBddBf", 255, i, 51, 10 + i, 5 + i, 0, i / 2) for i in range(4))
@@ -105,7 +105,9 @@ BAD = {
     "element vertex 1\n" + XYZ + "end_header\n1 2 1e39\n": "overflow",
     "element vertex 1\n" + XYZ + "end_header\n1 2 1.5.2\n": "expected a number",
     "element vertex 1\n" + XYZ + "end_header\n1 2 3-4\n": "expected a number",
-    "element vertex 1\n" + XYZ + "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n1 2 3 4 5 256\n": "255",
+    "element vertex 1\n"
+    + XYZ
+    + "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n1 2 3 4 5 256\n": "255",
     "element vertex 3\n" + XYZ + FACE + "end_header\n1 2 3\n1 2 3\n1 2 3\n2 0 1\n": "at least 3",
     "element vertex 3\n" + XYZ + FACE + "end_header\n1 2 3\n1 2 3\n1 2 3\n3 0 1 2.5\n": "whole",
     "element vertex 3\n" + XYZ + FACE + "end_header\n1 2 3\n1 2 3\n1 2 3\n3 0 1 3\n": r"\[0, 3\)",
@@ -130,7 +132,11 @@ def test_the_error_names_the_byte(tmp_path: Path) -> None:
     text = f"{HEAD}element vertex 1\n{XYZ}end_header\n1 foo 3\n"
     with pytest.raises(FileFormatError) as caught:
         load(ply(tmp_path, text))
-    assert caught.value.offset == text.index("foo") and caught.value.path.endswith("a.ply") and "foo" in caught.value.reason
+    assert (
+        caught.value.offset == text.index("foo")
+        and caught.value.path.endswith("a.ply")
+        and "foo" in caught.value.reason
+    )
 
 
 def test_binary_with_more_than_declared_is_refused_but_padding_is_not(tmp_path: Path) -> None:
