@@ -41,7 +41,10 @@ def native_kernel(module: str, name: str, signature: str, snippet: str) -> dict[
 def _build(module: str, name: str, signature: str, snippet: str, real: type) -> wp.Kernel:
     start()
     name = f"{name}_{real.__name__}"
-    arguments = dict(part.split(":") for part in signature.replace(" ", "").split(","))
+    parts = [part.split(":") for part in signature.replace(" ", "").split(",")]
+    arguments = dict(parts)
+    if len(arguments) != len(parts):
+        raise ValueError(f"{name}: an argument is named twice in {signature}")
     scalars = {"real": real, "float64": wp.float64, "int32": wp.int32, "int64": wp.int64}
 
     def hint(text: str) -> object:

@@ -7,40 +7,47 @@ __all__ = ["SUMS", "associate", "find_cells", "normal_equations"]
 
 SUMS = 32  # 21 of H (upper triangle by rows), 6 of g, cost, sum of |e|^2, count, 2 spare
 
+# Several poses at once: item i is point (i % count) * every under pose i / count; T is R row by row, then t.
+_ITEM = """
+    const int p = (i % count) * every;
+    const double* T = poses.data + 12 * (i / count);
+"""
+
 _MOVE = """
-    const double* T = pose.data;  // R row by row, then t
     REAL x[3];
     for (int axis = 0; axis < 3; ++axis)
-        x[axis] = REAL(T[3 * axis]) * source.data[3 * POINT] + REAL(T[3 * axis + 1]) * source.data[3 * POINT + 1]
-                  + REAL(T[3 * axis + 2]) * source.data[3 * POINT + 2] + REAL(T[9 + axis]);
+        x[axis] = REAL(T[3 * axis]) * source.data[3 * p] + REAL(T[3 * axis + 1]) * source.data[3 * p + 1]
+                  + REAL(T[3 * axis + 2]) * source.data[3 * p + 2] + REAL(T[9 + axis]);
 """
 
 associate = native_kernel(
     __name__,
     "associate",
-    f"source: real[], pose: float64[], target: real[], {TREE}, limit: real, fresh: int32, match: int32[], last: real[], "
-    "slack: real[]",
+    f"source: real[], poses: float64[], count: int32, every: int32, target: real[], {TREE}, limit: real, memory: int32, "
+    "match: int32[], last: real[], slack: real[], found: int32[]",
     # `slack` is a lower bound, at the place `last`, on the distance of every target point but the match. A point that
     # has moved by m since then keeps its match while the match is nearer than slack - m: no search, same answer.
-    _MOVE.replace("POINT", "i")
+    # `memory` 0 starts afresh, 1 uses and renews match, last and slack, 2 uses them and writes only `found`.
+    _ITEM
+    + _MOVE
     + """
     const int cloud = 0;
     const REAL qx = x[0], qy = x[1], qz = x[2];
     REAL worst = limit;
     wp::int32 best = -1;
-    if (!fresh) {
-        const REAL mx = qx - last.data[3 * i], my = qy - last.data[3 * i + 1], mz = qz - last.data[3 * i + 2];
-        const REAL others = (slack.data[i] - wp::sqrt(mx * mx + my * my + mz * mz)) * REAL(0.99999);
-        const wp::int32 held = match.data[i];
+    if (memory) {
+        const REAL mx = qx - last.data[3 * p], my = qy - last.data[3 * p + 1], mz = qz - last.data[3 * p + 2];
+        const REAL others = (slack.data[p] - wp::sqrt(mx * mx + my * my + mz * mz)) * REAL(0.99999);
+        const wp::int32 held = match.data[p];
         if (held >= 0) {
             const REAL ex = target.data[3 * held] - qx, ey = target.data[3 * held + 1] - qy;
             const REAL ez = target.data[3 * held + 2] - qz;
             const REAL d = ex * ex + ey * ey + ez * ez;
             if (d <= limit) {
-                if (others > REAL(0) && d < others * others) return;
+                if (others > REAL(0) && d < others * others) { found.data[i] = held; return; }
                 worst = d; best = held;
             }
-        } else if (others > wp::sqrt(limit)) return;
+        } else if (others > wp::sqrt(limit)) { found.data[i] = -1; return; }
     }
     REAL second = INFINITY;
 """
@@ -60,19 +67,22 @@ associate = native_kernel(
         "if (@ < second) second = @;",
     )
     + """
-    match.data[i] = best;
-    last.data[3 * i] = qx; last.data[3 * i + 1] = qy; last.data[3 * i + 2] = qz;
-    slack.data[i] = wp::sqrt(second);
+    found.data[i] = best;
+    if (memory == 2) return;
+    match.data[p] = best;
+    last.data[3 * p] = qx; last.data[3 * p + 1] = qy; last.data[3 * p + 2] = qz;
+    slack.data[p] = wp::sqrt(second);
     """,
 )
 
 find_cells = native_kernel(
     __name__,
     "find_cells",
-    "source: real[], pose: float64[], means: real[], keys: int64[], count: int32, origin: real[], inverse_size: real, "
-    "limit: real, fresh: int32, match: int32[], last: int64[]",
+    "source: real[], poses: float64[], count: int32, every: int32, means: real[], keys: int64[], cells: int32, "
+    "origin: real[], inverse_size: real, limit: real, memory: int32, match: int32[], last: int64[], found: int32[]",
     # The voxel that holds the moved point: its Morton key, looked up by bisection unless it is still the last one.
-    _MOVE.replace("POINT", "i")
+    _ITEM
+    + _MOVE
     + """
     unsigned long long key = 0;
     bool inside = true;
@@ -87,34 +97,36 @@ find_cells = native_kernel(
         c = (c | c << 2) & 0x1249249249249249ull;
         key |= c << axis;
     }
-    // `last` holds 2 key + found and, when found, `match` its place; a match beyond `limit` is kept as -2 - place
-    wp::int64 place = -1;
+    // `last` holds the key, `match` its place or -1, whether the mean is near enough or not
+    int place = -1;
     if (inside) {
-        if (!fresh && last.data[i] >> 1 == (wp::int64)key) {
-            place = (last.data[i] & 1) ? (match.data[i] >= 0 ? match.data[i] : -2 - match.data[i]) : -1;
+        if (memory && last.data[p] == (wp::int64)key) {
+            place = match.data[p];
         } else {
-            int low = 0, high = count;
+            int low = 0, high = cells;
             while (low < high) {
                 const int middle = (low + high) / 2;
                 if (keys.data[middle] < (wp::int64)key) low = middle + 1; else high = middle;
             }
-            place = low < count && keys.data[low] == (wp::int64)key ? low : -1;
+            place = low < cells && keys.data[low] == (wp::int64)key ? low : -1;
         }
     }
-    last.data[i] = inside ? (wp::int64)(2 * key) + (place >= 0) : -2;
-    if (place < 0) { match.data[i] = -1; return; }
+    if (memory != 2) { last.data[p] = inside ? (wp::int64)key : -1; match.data[p] = place; }
+    found.data[i] = -1;
+    if (place < 0) return;
     const REAL ex = means.data[3 * place] - x[0], ey = means.data[3 * place + 1] - x[1], ez = means.data[3 * place + 2] - x[2];
-    match.data[i] = (wp::int32)(ex * ex + ey * ey + ez * ez <= limit ? place : -2 - place);
+    if (ex * ex + ey * ey + ez * ez <= limit) found.data[i] = place;
     """,
 )
 
 normal_equations = native_kernel(
     __name__,
     "normal_equations",
-    "source: real[], source_normals: real[], target: real[], target_shape: real[], match: int32[], pose: float64[], "
-    "count: int32, chunk: int32, method: int32, robust: int32, square_scale: float64, derivatives: int32, "
+    "source: real[], source_normals: real[], target: real[], target_shape: real[], found: int32[], poses: float64[], "
+    "count: int32, every: int32, chunk: int32, method: int32, robust: int32, square_scale: float64, derivatives: int32, "
     "sums: float64[], squares: float64[], scores: float64[]",
-    # Item i is a chunk of points, summed in order in float64. e = q - x, x = T p; the cost of a point is rho(e^T M e)/2.
+    # Item i is a chunk of points under one pose, chunks fastest, summed in order in float64. With e = q - x
+    # and x = T p the cost of a point is rho(e^T M e)/2.
     #   method 0  point  M = I
     #   method 1  plane  M = n n^T
     #   method 2  gicp   M = (C_q + R C_p R^T)^-1 with C = I - a n n^T, a = 1 - 1e-3: the same plane at either end
@@ -123,19 +135,21 @@ normal_equations = native_kernel(
     # l+- = 2 - a (1 +- c), the eigenvalues along u and w. Derivatives are those of a left perturbation (v, omega):
     # J = [-I, [x]x]; the caller turns them to the right.
     """
-    const double* T = pose.data;
+    const int chunks = (count + chunk - 1) / chunk;
+    const double* T = poses.data + 12 * (i / chunks);
     double total[30];
     for (int j = 0; j < 30; ++j) total[j] = 0;
-    const int begin = i * chunk, end = begin + chunk < count ? begin + chunk : count;
-    for (int p = begin; p < end; ++p) {
-        const int q = match.data[p];
+    const int begin = (i % chunks) * chunk, end = begin + chunk < count ? begin + chunk : count;
+    for (int item = begin; item < end; ++item) {
+        const int p = item * every;
+        const int q = found.data[(long long)(i / chunks) * count + item];
         if (q < 0) {
             if (derivatives == 2) for (int j = 0; j < 6; ++j) scores.data[6ll * p + j] = 0;
             if (derivatives != 1) squares.data[p] = -1;
             continue;
         }
 """
-    + _MOVE.replace("POINT", "p").replace("    const double* T = pose.data;  // R row by row, then t\n", "")
+    + _MOVE
     + """
         const REAL e[3] = {target.data[3 * q] - x[0], target.data[3 * q + 1] - x[1], target.data[3 * q + 2] - x[2]};
         REAL M[6] = {REAL(1), REAL(0), REAL(0), REAL(1), REAL(0), REAL(1)};

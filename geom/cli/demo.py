@@ -16,8 +16,13 @@ def demo(out: Path = Path("out/demo")) -> int:
         out: Folder for the pictures, numbers.json and index.html; made where it is missing.
     """
     from geom.demo import data_folder, run
+    from geom.errors import GeomError
 
-    begin = time.perf_counter()
-    results = run(out, data_folder())
-    print(f"{len(results)} jobs in {time.perf_counter() - begin:.1f} s; open {out / 'index.html'}")
+    begin, data = time.perf_counter(), data_folder()
+    results = run(out, data)
+    print(f"{len(results)} jobs in {time.perf_counter() - begin:.1f} s, real data: {data or 'none'}")
+    print(f"open {out / 'index.html'}")
+    problems = [f"{result.name}: {result.numbers['problem']}" for result in results if "problem" in result.numbers]
+    if problems:
+        raise GeomError(f"{len(problems)} of {len(results)} jobs failed: {'; '.join(problems)}")
     return 0

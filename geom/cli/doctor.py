@@ -67,11 +67,11 @@ def _kernels() -> Iterator[tuple[str, str]]:
     from geom.kernels import bridge
 
     bridge.start()
-    cache = Path(bridge.wp.config.kernel_cache_dir)
+    cache = Path(bridge.wp.config.kernel_cache_dir or "")
     cold = []
     for name in bridge.MODULES:
         module = bridge.wp.get_module(import_module(f"geom.kernels.{name}").__name__)
-        if not (cache / module.get_module_identifier()).is_dir():
+        if not (cache / module.get_module_identifier(block_dim=1)).is_dir():  # 1: the CPU's
             cold.append(name)
     state = f"not compiled yet: {', '.join(cold)} (run: geom warmup)" if cold else "all compiled"
     yield "kernels", f"{len(bridge.MODULES)} modules, {state}; cache in {cache}"

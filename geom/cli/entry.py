@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # tyro: 0 after --help, 2 for arguments that do not parse
-        return stop.code if isinstance(stop.code, int) else 2
+        return stop.code if isinstance(stop.code, int) else 2 * (stop.code is not None)
     except KeyboardInterrupt:
         print("geom: interrupted", file=sys.stderr)
         return 130

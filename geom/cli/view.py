@@ -19,6 +19,8 @@ def view(
 ) -> int:
     """Look at point clouds and meshes: in a window, or as a picture or a page where a file for it is given.
 
+    Without a display, the picture goes to geom.png.
+
     Args:
         files: What to show together (ply, pcd, npz, obj, off, stl, glb ...).
         picture: File for a picture, as PNG; no window then.
@@ -33,11 +35,14 @@ def view(
     things = [load(path) for path in files]
     names = [path.stem for path in files]
     if picture is None and html is None:
-        viz.show(*things, names=names)
+        saved = viz.show(*things)
+        if saved:
+            print(f"no display: wrote {saved}")
         return 0
     drawn = viz.render(*things) if picture else None
     if html:
         viz.save_html(html, *things, names=names)
+        print(f"wrote {html}")
     if picture and drawn is not None:
         write_outputs({picture: drawn})
     return 0

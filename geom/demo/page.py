@@ -39,21 +39,22 @@ def render_page(
 
 def _chapter(chapter: Chapter, results: Sequence[Result]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in ("", *chapter.columns))
-    rows = "\n".join(
-        "<tr>"
-        + "".join(
-            f"<td>{escape(text)}</td>"
-            for text in (result.name, *(form.format(**result.numbers) for form in chapter.columns.values()))
-        )
-        + "</tr>"
-        for result in results
-    )
+    rows = "\n".join(_row(chapter, result) for result in results)
     return f"""<h2>{escape(chapter.title)}</h2>
 <p>{escape(chapter.text)}</p>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>
 {rows}
 </tbody></table></div>
 {"".join(_result(result) for result in results)}"""
+
+
+def _row(chapter: Chapter, result: Result) -> str:
+    if "problem" in result.numbers:
+        cells = f'<td colspan="{len(chapter.columns)}">failed</td>'
+    else:
+        texts = (form.format(**result.numbers) for form in chapter.columns.values())
+        cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
+    return f"<tr><td>{escape(result.name)}</td>{cells}</tr>"
 
 
 def _result(result: Result) -> str:

@@ -41,7 +41,7 @@ def before_after(
 ) -> npt.NDArray[np.uint8]:
     """Two views from one camera, side by side, (H, W, 3): the source under the pose `before`, and under `after`."""
     moved = [_move(pose, source) for pose in (before, after)]
-    view = View(size=_SIZE, camera=_camera(target, moved[1], look))
+    view = _view(target, moved[1], look)
     pictures = [render(target, x, colors=[TARGET, SOURCE], view=view) for x in moved]
     gap = np.full((_SIZE[1], 6, 3), 190, np.uint8)
     return np.concatenate([pictures[0], gap, pictures[1]], 1)
@@ -53,13 +53,14 @@ def draw_pair(
     """Write `name.png` (before | after) and `name.html` (a scene of the target and both sources) into `out`."""
     try:
         save_png(out / f"{name}.png", before_after(source, target, before=before, after=after, look=look))
+        first, last = _move(before, source), _move(after, source)
         save_html(
             out / f"{name}.html",
-            target,
-            _move(after, source),
-            _move(before, source),
+            *(target, last, first),
             names=["target", "source, after", "source, before"],
-            colors=[TARGET, SOURCE, (0.7, 0.7, 0.7)],
+            colors=[TARGET, SOURCE, (0.75, 0.75, 0.75)],
+            title=name,
+            view=_view(target, last, look),
         )
     except GeomError as error:
         return Drawn(None, None, f"No picture: {error}")
@@ -68,6 +69,10 @@ def draw_pair(
 
 def _move(pose: Rigid, points: Tensor) -> Tensor:
     return pose.apply(points.double())
+
+
+def _view(target: Tensor, source: Tensor, look: Look) -> View:
+    return View(size=_SIZE, camera=_camera(target, source, look))
 
 
 def _camera(target: Tensor, source: Tensor, look: Look) -> Camera | None:

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from geom.errors import GeomError
 from geom.files import write_atomically
 
 __all__ = ["Chapter", "Result", "data_folder", "run", "versions"]
@@ -66,8 +67,9 @@ def run(out: str | os.PathLike[str], data: str | os.PathLike[str] | None = None)
 
     Args: out, for pictures, interactive scenes, `numbers.json` and `index.html`; data, the folder of real data (the
     layout of `GEOM_DATA`), or None for the scans that come with the package alone.
-    Returns: the results in order. Where nothing can be drawn, numbers and page come without pictures.
-    Raises: OSError where `out` cannot be written; FileFormatError for a data file that is not what its folder says.
+    Returns: the results in order. Where nothing can be drawn, numbers and page come without pictures; a job that fails
+    on its data has `problem` as its only number.
+    Raises: OSError where `out` cannot be written.
 
     Deterministic, but for the times; a progress bar on a terminal.
     """
@@ -84,7 +86,10 @@ def run(out: str | os.PathLike[str], data: str | os.PathLike[str] | None = None)
             results.append([])
             for name, job in chapter.jobs:
                 bar.set_description(f"{chapter.name}: {name}")
-                results[-1].append(job(out))
+                try:
+                    results[-1].append(job(out))
+                except GeomError as error:  # one bad file is no reason to lose the rest
+                    results[-1].append(Result(name, {"problem": str(error)}, f"Failed. {error}"))
                 bar.update()
     made = versions()
     numbers = {c.name: {r.name: r.numbers for r in done} for c, done in zip(tour, results, strict=True)}

@@ -35,10 +35,13 @@ def _npy_header(source: Source, head: bytes) -> tuple[np.dtype[Any], tuple[int, 
     text = head[start:stop].decode("latin-1")
     kind = re.search(r"'descr':\s*'([<>|=]?[fiu][1248])'", text)
     order = re.search(r"'fortran_order':\s*(True|False)", text)
-    shape = re.search(r"'shape':\s*\(((?:\s*\d{1,18}L?\s*,?)*)\)", text)
-    if kind is None or order is None or shape is None or kind[1][-2:] == "f1":
+    shape = re.search(r"'shape':\s*\(([0-9L, ]*)\)", text)
+    sizes = [] if shape is None else [n.strip().removesuffix("L") for n in shape[1].removesuffix(",").split(",")]
+    sizes = [] if sizes == [""] else sizes
+    plain = shape is not None and all(re.fullmatch("[0-9]{1,18}", n) for n in sizes)
+    if kind is None or order is None or not plain or kind[1][-2:] == "f1":
         raise source.fail(f"expected an array of plain numbers, got {text.strip()[:120]}", start)
-    return np.dtype(kind[1]), tuple(int(n) for n in re.findall(r"\d+", shape[1])), order[1] == "True", stop
+    return np.dtype(kind[1]), tuple(map(int, sizes)), order[1] == "True", stop
 
 
 def _sized(source: Source, dtype: np.dtype[Any], shape: tuple[int, ...], have: int) -> int:

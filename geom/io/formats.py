@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -27,6 +28,7 @@ __all__ = ["load", "load_mesh", "load_points", "save_mesh", "save_points"]
 Reader = Callable[[Source], Geometry]
 Writer = Callable[[Geometry], bytes]
 Path = str | os.PathLike[str]
+T = TypeVar("T")
 
 _READERS: dict[str, Reader] = {
     ".ply": read_ply,
@@ -79,8 +81,9 @@ def load(path: Path) -> Points | Mesh:
     ...     load(path).positions.shape
     torch.Size([5, 3])
     """
-    source, geometry = _read(path)
-    return to_points(source, geometry, None) if geometry.faces is None else to_mesh(source, geometry, None)
+    return _read(
+        path, lambda source, geometry: (to_points if geometry.faces is None else to_mesh)(source, geometry, None)
+    )
 
 
 def load_points(path: Path, *, dtype: torch.dtype | None = None) -> Points:
@@ -90,7 +93,7 @@ def load_points(path: Path, *, dtype: torch.dtype | None = None) -> Points:
     Raises: FileFormatError, ShapeError, MissingDependencyError; in an organised PCD, NaN rows are dropped instead.
     """
     _check_dtype(dtype)
-    return to_points(*_read(path), dtype)
+    return _read(path, lambda source, geometry: to_points(source, geometry, dtype))
 
 
 def load_mesh(path: Path, *, dtype: torch.dtype | None = None) -> Mesh:
@@ -100,7 +103,7 @@ def load_mesh(path: Path, *, dtype: torch.dtype | None = None) -> Mesh:
     Raises: FileFormatError, also where the file declares no faces; ShapeError; MissingDependencyError.
     """
     _check_dtype(dtype)
-    return to_mesh(*_read(path), dtype)
+    return _read(path, lambda source, geometry: to_mesh(source, geometry, dtype))
 
 
 def save_points(points: Points, path: Path) -> None:
@@ -146,13 +149,13 @@ def save_mesh(mesh: Mesh, path: Path) -> None:
     write_atomically(path, write(from_mesh(mesh)))
 
 
-def _read(path: Path) -> tuple[Source, Geometry]:
+def _read(path: Path, make: Callable[[Source, Geometry], T]) -> T:
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if suffix not in _READERS and not os.path.isdir(path):
         raise FileFormatError(path, f"unknown suffix {suffix!r}, expected one of {', '.join(_READERS)}")
     source = open_source(path)
     try:
-        return source, _READERS[suffix](source)
+        return make(source, _READERS[suffix](source))
     except GeomError:
         raise
     except Exception as error:  # the promise is FileFormatError for any bytes; the tests fail where this is needed

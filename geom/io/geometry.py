@@ -58,7 +58,7 @@ def checked(
         small = xyz.astype(np.float32)
         xyz = small if np.array_equal(small, positions) else xyz
     if faces is not None:
-        faces = whole(source, faces, "face index")
+        faces = _owned(whole(source, faces, "face index"))
         if faces.size and (faces.min() < 0 or faces.max() >= count):
             raise source.fail(f"faces: expected indices in [0, {count}), got {faces.min()} to {faces.max()}")
     if normals is not None:
@@ -70,7 +70,7 @@ def checked(
     if intensities is not None:
         intensities = _finite(source, intensities, (count,), np.dtype(np.float32), "intensities")
     if offsets is not None:
-        offsets = whole(source, offsets, "offset")
+        offsets = _owned(whole(source, offsets, "offset"))
         rising = offsets.ndim == 1 and offsets.size > 0 and bool((np.diff(offsets) >= 0).all())
         if not rising or offsets[0] != 0 or offsets[-1] != count:
             raise source.fail(f"offsets: expected to rise from 0 to {count}")
@@ -81,13 +81,18 @@ def _finite(source: Source, x: Array, shape: tuple[int, ...], dtype: np.dtype[An
     if x.shape != shape:
         raise source.fail(f"{what}: expected shape {shape}, got {x.shape}")
     with np.errstate(over="ignore", invalid="ignore"):
-        x = np.ascontiguousarray(x, dtype)
-    x = x if x.flags.writeable else x.copy()  # torch wants memory of its own, never the file's
+        x = _owned(x.astype(dtype, copy=False))
     finite = np.isfinite(x)
     if not finite.all():
         bad = int((~finite).any(-1).sum()) if x.ndim == 2 else int((~finite).sum())
         raise source.fail(f"{what}: expected finite numbers, got NaN, inf or overflow in {bad} of {shape[0]}")
     return x
+
+
+def _owned(x: Array) -> Array:
+    """The array in memory of its own, rows one after the other: torch takes neither views of a file nor turned ones."""
+    x = np.ascontiguousarray(x)
+    return x if x.flags.writeable else x.copy()
 
 
 def text_precision(xyz: NDArray[np.float64], declared: str | None) -> Array:
@@ -102,7 +107,8 @@ def text_precision(xyz: NDArray[np.float64], declared: str | None) -> Array:
         small = xyz.astype(np.float32)
         if declared == "float32" or not len(xyz):
             return small
-        shift, extent = np.abs(small - xyz).max(), np.ptp(xyz, axis=0).max()
+        shift = max(np.abs(small[:, k] - xyz[:, k]).max() for k in range(3))
+        extent = (xyz.max(0) - xyz.min(0)).max()
     return xyz if shift > 1e-6 * extent else small
 
 

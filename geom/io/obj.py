@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 from geom.io.bytes import Source
 from geom.io.faces import fan, whole
 from geom.io.geometry import Geometry, checked, text_precision
-from geom.io.tokens import blocks, declared_dtype, first_words, format_rows, read_rows, unix_lines, word_starts
+from geom.io.tokens import (
+    blocks,
+    declared_dtype,
+    first_words,
+    format_rows,
+    read_rows,
+    unix_lines,
+    without_comments,
+    word_starts,
+)
 
 __all__ = ["read_obj", "write_obj"]
 
@@ -36,8 +45,7 @@ def read_obj(source: Source) -> Geometry:
         raise source.fail("expected text, got a zero byte", text.index(b"\0"))
     for ending in (b"\\\r\n", b"\\\n"):  # a continued line; spaces in its place move no byte
         text = text.replace(ending, b" " * len(ending))
-    if b"#" in text:
-        text = re.sub(rb"#[^\n]*", lambda comment: b" " * len(comment[0]), text)
+    text = without_comments(source, text)
     parts = _Parts(source)
     for start, stop in blocks(source, text):
         parts.read(text[start:stop], start)

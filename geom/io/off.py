@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from geom.io.bytes import Source
 from geom.io.faces import fan, whole
 from geom.io.geometry import Geometry, checked, text_precision
-from geom.io.tokens import declared_dtype, format_rows, read_rows, row_offset, unix_lines
+from geom.io.tokens import declared_dtype, format_rows, read_rows, row_offset, unix_lines, without_comments
 
 __all__ = ["read_off", "write_off"]
 
@@ -24,8 +24,7 @@ def read_off(source: Source) -> Geometry:
     """
     text = unix_lines(source.data)
     declared = declared_dtype(text[text.find(b"\n") + 1 :])
-    if b"#" in text:
-        text = re.sub(rb"#[^\n]*", lambda comment: b" " * len(comment[0]), text)
+    text = without_comments(source, text)
     head = re.match(rb"\s*(C?)(N?)OFF(?=\s)", text)
     if head is None:
         raise source.fail("expected OFF, COFF, NOFF or CNOFF; other kinds of OFF are not read", 0)
@@ -71,8 +70,11 @@ def _faces(source: Source, values: NDArray[np.float64], counts: NDArray[Any]) ->
     if ((corners < 3) | (corners >= counts)).any():
         bad = int(np.argmax((corners < 3) | (corners >= counts)))
         raise source.fail(f"face {bad}: {corners[bad]} corners declared, {counts[bad] - 1} numbers follow")
+    if len(counts) and (counts == counts[0]).all() and (corners == corners[0]).all():
+        return fan(source, values.reshape(len(counts), -1)[:, 1 : corners[0] + 1], corners)
     place = np.repeat(start + 1 - (np.cumsum(corners) - corners), corners)
-    return fan(source, values[place + np.arange(len(place))], corners)
+    place += np.arange(len(place))
+    return fan(source, values[place], corners)
 
 
 def write_off(geometry: Geometry) -> bytes:

@@ -76,10 +76,12 @@ def _header(source: Source) -> tuple[dict[str, list[str]], int]:
     data, at = source.data, 0
     header: dict[str, list[str]] = {}
     while "DATA" not in header:
-        if at >= len(data):
-            raise source.fail("the header has no line DATA", at)
+        if at >= min(len(data), 1 << 20):
+            raise source.fail("the header has no line DATA in its first MiB", at)
         stop = data.find(b"\n", at)
         stop = len(data) if stop < 0 else stop
+        if stop - at > 1 << 16:
+            raise source.fail("expected lines of a PCD header, got one of more than 65536 bytes", at)
         words = data[at:stop].decode("latin-1").split()
         if words and not words[0].startswith("#"):
             if words[0] not in _KEYS or words[0] in header or len(words) < 2:

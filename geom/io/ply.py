@@ -19,6 +19,7 @@ __all__ = ["read_ply", "write_ply"]
 _NAMES = "char uchar short ushort int uint float double int8 uint8 int16 uint16 int32 uint32 float32 float64"
 _TYPES: dict[str, str] = dict(zip(_NAMES.split(), ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"] * 2, strict=True))
 _ENDS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+_LONGEST = 1 << 20  # bytes of header
 _INTENSITY = ("intensity", "scalar_intensity", "reflectance")
 _INDICES = ("vertex_indices", "vertex_index")
 
@@ -98,13 +99,13 @@ def _header(source: Source) -> tuple[list[_Element], str, int]:
     newline = b"\r" if magic[1] == b"\r" else b"\n"
     at = magic.end()
     while True:
-        stop = data.find(newline, at)
+        stop = data.find(newline, at, _LONGEST)
         line = data[at : stop if stop >= 0 else at + 80]
         words = line.decode("latin-1").split()
         if words == ["end_header"] and (stop >= 0 or at + len(line) == len(data)):
             break
         if stop < 0:
-            raise source.fail("the header has no end_header", at)
+            raise source.fail("the header has no end_header in its first MiB", at)
         match words:
             case [] | ["comment" | "obj_info", *_]:
                 pass

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from geom.errors import ShapeError
 from geom.io.bytes import Source
 from geom.io.geometry import Geometry, checked, text_precision
-from geom.io.tokens import declared_dtype, format_rows, table, unix_lines
+from geom.io.tokens import declared_dtype, format_rows, table, unix_lines, without_comments
 
 __all__ = ["columns_to_geometry", "read_text", "write_text"]
 
@@ -28,13 +28,9 @@ def read_text(source: Source) -> Geometry:
     Raises: FileFormatError, also where lines differ in length.
     """
     text = unix_lines(source.data)
-    names, start = _names(source, text)
-    body = (
-        re.sub(rb"(#|//)[^\n]*", lambda c: b" " * len(c[0]), text[start:])
-        if re.search(rb"#|//", text)
-        else text[start:]
-    )
-    rows = table(source, body.replace(b",", b" ").replace(b";", b" "), start)
+    body = without_comments(source, text, slashes=True)
+    names, start = _names(source, text, body)
+    rows = table(source, body[start:].replace(b",", b" ").replace(b";", b" "), start)
     declared = declared_dtype(text)
     if not rows.size:
         names = names or ["x", "y", "z"]
@@ -66,28 +62,22 @@ def read_text(source: Source) -> Geometry:
     )
 
 
-def _names(source: Source, text: bytes) -> tuple[list[str], int]:
-    """Column names, [] where none are given, and where the numbers begin."""
-    named: list[str] = []
-    for line in re.finditer(rb"([^\n]*)\n|[^\n]+$", text):
-        words = re.split(r"[\s,;]+", line[0][:4096].decode("latin-1").strip().lower())
-        bare = [w.strip("\"'") for w in words if w]
-        if not bare:
-            continue
-        comment = bare[0].startswith(("#", "//"))
-        if comment:
-            bare = [w for w in [bare[0].lstrip("#/"), *bare[1:]] if w]
-            if {"x", "y", "z"} <= set(bare) <= _KNOWN:
-                named = bare
-            continue
-        if {"x", "y", "z"} <= set(bare):
-            named, end = bare, line.end()
-        else:
-            end = line.start()
-        if len(set(named)) < len(named):
-            raise source.fail("a column name stands there twice", line.start())
-        return named, end
-    return named, len(text)
+def _names(source: Source, text: bytes, body: bytes) -> tuple[list[str], int]:
+    """Column names, [] where none are given, and where the numbers begin; `body` is the text with blank comments."""
+    first = len(body) - len(body.lstrip())
+    comments = [_words(line.lstrip(b" \t#/")) for line in text[: min(first, 4096)].splitlines()]
+    named = next((words for words in comments if {"x", "y", "z"} <= set(words) <= _KNOWN), [])
+    end = body.find(b"\n", first)
+    words = _words(body[first : end if end >= 0 else None])
+    if {"x", "y", "z"} <= set(words):
+        named, first = words, end + 1 if end >= 0 else len(body)
+    if len(set(named)) < len(named):
+        raise source.fail("a column name stands there twice", 0)
+    return named, first
+
+
+def _words(line: bytes) -> list[str]:
+    return [w.strip("\"'") for w in re.split(r"[\s,;]+", line[:4096].decode("latin-1").strip().lower()) if w]
 
 
 def columns_to_geometry(source: Source, rows: NDArray[Any], xyz: NDArray[Any]) -> Geometry:

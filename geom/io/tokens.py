@@ -19,6 +19,7 @@ __all__ = [
     "row_offset",
     "table",
     "unix_lines",
+    "without_comments",
     "word_starts",
 ]
 
@@ -26,7 +27,7 @@ _SPACE = np.zeros(256, bool)
 _SPACE[list(b" \t\n\r\v\f")] = True
 _NUMERIC = _SPACE.copy()
 _NUMERIC[list(b"0123456789+-.eEnNaAiIfFtTyY")] = True  # "nan" and "inf" are read here, and refused by who asked
-_NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_NUMBER = re.compile(rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _DECLARED = re.compile(rb"^#[ \t]*geom[ \t]+(float32|float64)[ \t]*\r?$", re.MULTILINE)
 
 Bytes = NDArray[np.uint8]
@@ -49,6 +50,22 @@ def blocks(source: Source, text: bytes) -> Iterator[tuple[int, int]]:
 def unix_lines(text: bytes) -> bytes:
     """The text with lone carriage returns as line ends, no byte moved."""
     return text.replace(b"\r", b"\n") if b"\r" in text and b"\n" not in text else text
+
+
+def without_comments(source: Source, text: bytes, *, slashes: bool = False) -> bytes:
+    """The text with blanks from each # (or //) to the end of its line, no byte moved."""
+    if b"#" not in text and not (slashes and b"//" in text):
+        return text
+    parts = []
+    for start, stop in blocks(source, text):
+        buffer = np.frombuffer(text, np.uint8, stop - start, start)
+        mark = buffer == ord("#")
+        if slashes:
+            mark[:-1] |= (buffer[:-1] == ord("/")) & (buffer[1:] == ord("/"))
+        place = np.arange(1, len(buffer) + 1, dtype=np.int32)
+        comment = np.maximum.accumulate(place * mark) > np.maximum.accumulate(place * (buffer == 10))
+        parts.append(np.where(comment, np.uint8(32), buffer).tobytes())
+    return b"".join(parts)
 
 
 def word_starts(text: Bytes) -> NDArray[np.bool_]:
@@ -75,7 +92,7 @@ def read_rows(source: Source, text: bytes, offset: int = 0) -> tuple[NDArray[np.
     Args: text; offset, where it begins in the file (for the error only).
     Raises: FileFormatError at the first word that is no decimal number; "nan" and "inf" are numbers here.
     """
-    values: list[NDArray[np.float64]] = []
+    values, used = np.empty(0), 0  # grows in place: a list of pieces would be in memory twice when joined
     counts: list[NDArray[np.int32]] = []
     for start, stop in blocks(source, text):
         piece = text[start:stop]
@@ -94,11 +111,14 @@ def read_rows(source: Source, text: bytes, offset: int = 0) -> tuple[NDArray[np.
             numbers = np.empty(0)
         if len(numbers) != total:  # stopped early, or cut a word such as 1.5.2 in two
             _refuse(source, piece, offset + start)
-        values.append(numbers)
+        if used + total > len(values):
+            guess = int((used + total) * (len(text) / stop) * 1.01)  # as dense as so far
+            values.resize(max(used + total, min(guess, used + total + (len(text) - stop) // 2 + 1)), refcheck=False)
+        values[used : used + total] = numbers
+        used += total
         counts.append(count)
-    if not values:
-        return np.empty(0), np.empty(0, np.int32)
-    return (np.concatenate(values), np.concatenate(counts)) if len(values) > 1 else (values[0], counts[0])
+    values.resize(used, refcheck=False)
+    return values, np.concatenate(counts) if counts else np.empty(0, np.int32)
 
 
 def _refuse(source: Source, piece: bytes, offset: int) -> None:

@@ -19,6 +19,9 @@ __all__ = ["METHODS", "Alignment", "Sums"]
 METHODS = ("point", "plane", "gicp", "vgicp")
 SOURCE_PLANE = 4  # the kernel's fifth method
 _CHUNK = 128
+_PROBES = 1000  # points that tell how matches follow the pose
+_ROW = (0, 6, 11, 15, 18, 20)  # where the diagonal stands in the upper triangle, row by row
+_FULL = torch.tensor([[_ROW[min(i, j)] + abs(i - j) for j in range(6)] for i in range(6)])
 _TUNING = {"huber": 1.345, "cauchy": 2.385, "gm": 2.385}  # over the residuals' standard deviation (Zhang 1997, Table 1)
 
 
@@ -45,23 +48,25 @@ class Alignment:
     def __init__(self, source: Cloud, target: Cloud, method: str, max_distance: float, robust: str | None) -> None:
         points = source.points
         self.source, self.target, self.method, self.robust = source, target, METHODS.index(method), robust
-        self.max_distance, self.square_scale, self.fresh = max_distance, 1.0, 1
+        self.max_distance, self.square_scale, self.memory = max_distance, 1.0, 0
         self.count, self.device, self.dtype = len(points), points.device, points.dtype
         self.match = torch.full((self.count,), -1, dtype=torch.int32, device=self.device)
-        self.none = points.new_zeros((0, 3))
+        self.found = torch.empty_like(self.match)
+        self.cells: tuple[Tensor, int, Tensor] | None = None
+        none = points.new_zeros((0, 3))
         if method == "vgicp":
-            normals = target.normals if target.normals is not None else self.none
+            normals = target.normals if target.normals is not None else none
             cells = voxels(target.points, target.tree.offsets, max_distance)
             outer = (normals[:, :, None] * normals[:, None, :]).flatten(1)[:, [0, 1, 2, 4, 5, 8]]
             means = cell_mean(torch.cat([target.points, outer], -1), cells)
             self.matched, self.shape = means[:, :3].contiguous(), means[:, 3:].contiguous()
-            self.keys, self.origin = cells.keys, cells.origin[0].contiguous()
+            self.cells = (cells.keys, len(cells.keys), cells.origin[0].contiguous())
             self.last = torch.empty(self.count, dtype=torch.int64, device=self.device)
         else:
             self.matched = target.points
-            self.shape = target.normals if target.normals is not None else self.none
+            self.shape = target.normals if target.normals is not None else none
             self.last, self.slack = torch.empty_like(points), points.new_empty(self.count)
-        self.normals = source.normals if source.normals is not None else self.none
+        self.normals = source.normals if source.normals is not None else none
 
     def linearize(self, value: Rigid) -> Quadratic:
         pose = self.pose(value)
@@ -77,42 +82,76 @@ class Alignment:
         return self.sums(self.pose(value), derivatives=0).cost
 
     def pose(self, value: Rigid) -> Tensor:
-        """The kernels' form of a pose: R row by row, then t; (12,) float64."""
-        return torch.cat([quaternion.to_matrix(value.quat_wxyz).flatten(), value.translation]).to(self.device)
+        """The kernels' form of a pose: R row by row, then t; (..., 12) float64."""
+        rotation = quaternion.to_matrix(value.quat_wxyz).flatten(-2)
+        return torch.cat([rotation, value.translation], -1).to(self.device)
 
     def find(self, pose: Tensor) -> None:
-        points, limit, fresh = self.source.points, self.max_distance**2, self.fresh
-        self.fresh = 0
-        if METHODS[self.method] == "vgicp":
-            args = (points, pose, self.matched, self.keys, len(self.keys), self.origin, 1 / self.max_distance)
-            kernel, memory = kernels.find_cells, (self.match, self.last)
+        """Match every source point at one pose: `self.found` (N,), -1 for none."""
+        self._find(pose, 1, self.memory, self.found)
+        self.memory = 1
+
+    def sums(self, pose: Tensor, *, derivatives: int, method: int | None = None) -> Sums:
+        """Sums at a pose for the matches as they are; derivatives 0 (cost, squares), 1 (H and g) or 2 (scores too).
+
+        With a `method`, that one's weights and no robust kernel.
+        """
+        squares = pose.new_empty(self.count if derivatives != 1 else 0)
+        scores = pose.new_empty((self.count if derivatives == 2 else 0, 6))
+        total = self._sum(pose, 1, self.found, derivatives, method, squares, scores)[0]
+        turn = twist_adjoint(pose[:9].cpu().reshape(3, 3), pose[9:].cpu())
+        right = (turn.T @ total[_FULL] @ turn, turn.T @ total[21:27])
+        return Sums(*right, total[27], total[28], total[29], squares, scores.cpu() @ turn)
+
+    def curvature(self, value: Rigid, step: Tensor) -> tuple[Tensor, Tensor]:
+        """How the gradient really changes with the pose, matches changing with it, beside H: both (6, 6).
+
+        Central differences over +-step (6,) on some thousand of the points. Where noise rivals the points' spacing the
+        matches follow the pose, and the objective is flatter than the H of held matches says.
+        """
+        stride = max(1, self.count // _PROBES)
+        count = -(-self.count // stride)
+        moves = torch.cat([torch.zeros_like(step)[None], torch.diag(step), -torch.diag(step)])
+        poses = self.pose(Rigid(value.quat_wxyz.expand(13, 4), value.translation.expand(13, 3)).retract(moves))
+        found = torch.empty(13 * count, dtype=torch.int32, device=self.device)
+        self._find(poses, stride, 2, found)
+        none = poses.new_empty(0)
+        total = self._sum(poses, stride, found, 1, None, none, none)
+        pose = poses[0].cpu()
+        turn = twist_adjoint(pose[:9].reshape(3, 3), pose[9:])
+        gradient = total[:, 21:27] @ turn
+        return ((gradient[1:7] - gradient[7:]) / (2 * step[:, None])).T, turn.T @ total[0][_FULL] @ turn
+
+    def _find(self, poses: Tensor, stride: int, memory: int, found: Tensor) -> None:
+        points, limit, items = self.source.points, self.max_distance**2, len(found)
+        start = (points, poses, -(-self.count // stride), stride, self.matched)
+        if self.cells is not None:
+            args = (*start, *self.cells, 1 / self.max_distance, limit, memory, self.match, self.last, found)
+            kernel = kernels.find_cells
         else:
-            args = (points, pose, self.matched, *self.target.tree.arrays())
-            kernel, memory = kernels.associate, (self.match, self.last, self.slack)
-        bridge.launch(kernel[self.dtype], self.count, *args, limit, fresh, *memory, device=self.device, grain=2048)
+            args = (*start, *self.target.tree.arrays(), limit, memory, self.match, self.last, self.slack, found)
+            kernel = kernels.associate
+        bridge.launch(kernel[self.dtype], items, *args, device=self.device, grain=2048)
 
-    def sums(self, pose: Tensor, *, derivatives: int, method: int | None = None, robust: str | None = "own") -> Sums:
-        """Sums at a pose for the matches as they are; derivatives 0 (cost, squares), 1 (H and g) or 2 (scores too)."""
-        robust = self.robust if robust == "own" else robust
-        chunks = -(-self.count // _CHUNK)
-        rows = torch.empty((chunks, kernels.SUMS), dtype=torch.float64, device=self.device)
-        squares = rows.new_empty(self.count if derivatives != 1 else 0)
-        scores = rows.new_empty((self.count if derivatives == 2 else 0, 6))
+    def _sum(
+        self,
+        poses: Tensor,
+        stride: int,
+        found: Tensor,
+        derivatives: int,
+        method: int | None,
+        squares: Tensor,
+        scores: Tensor,
+    ) -> Tensor:
+        """The kernel's sums for each pose, (P, 32) float64 on the CPU, of a left perturbation exp(xi') T."""
+        count = -(-self.count // stride)
+        chunks = -(-count // _CHUNK)
+        rows = torch.empty((poses.numel() // 12, chunks, kernels.SUMS), dtype=torch.float64, device=self.device)
         shape = self.target.normals if method == METHODS.index("plane") else self.shape
-        args = (self.source.points, self.normals, self.matched, shape, self.match, pose, self.count, _CHUNK)
-        args = (*args, self.method if method is None else method, 0 if robust is None else 1 + KERNELS.index(robust))
-        args = (*args, self.square_scale, derivatives, rows, squares, scores)
+        robust = 0 if self.robust is None or method is not None else 1 + KERNELS.index(self.robust)
+        args = (self.source.points, self.normals, self.matched, shape, found, poses, count, stride, _CHUNK)
+        args = (*args, self.method if method is None else method, robust, self.square_scale, derivatives)
         kernel = kernels.normal_equations[self.dtype]
-        bridge.launch(kernel, chunks, *args, device=self.device, grain=2048 // _CHUNK)
-        return _to_right(rows.sum(0).cpu(), squares, scores, pose.cpu())
-
-
-_ROW = (0, 6, 11, 15, 18, 20)  # where the diagonal stands in the upper triangle, row by row
-_FULL = torch.tensor([[_ROW[min(i, j)] + abs(i - j) for j in range(6)] for i in range(6)])
-
-
-def _to_right(total: Tensor, squares: Tensor, scores: Tensor, pose: Tensor) -> Sums:
-    """From a left perturbation exp(xi') T to a right one T exp(xi): xi' = Ad_T xi."""
-    turn = twist_adjoint(pose[:9].reshape(3, 3), pose[9:])
-    right = (turn.T @ total[_FULL] @ turn, turn.T @ total[21:27])
-    return Sums(*right, total[27], total[28], total[29], squares, scores.cpu() @ turn)
+        items = rows.shape[0] * chunks
+        bridge.launch(kernel, items, *args, rows, squares, scores, device=self.device, grain=2048 // _CHUNK)
+        return rows.sum(1).cpu()

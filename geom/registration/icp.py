@@ -156,7 +156,7 @@ def _register(
     reach = _choose_distance(a, b, start, voxel_size) if max_distance is None else max_distance
     problem = Alignment(a, b, method, reach, robust)
     problem.find(problem.pose(start))
-    if int((problem.match >= 0).sum()) < 3:
+    if int((problem.found >= 0).sum()) < 3:
         raise GeomError(
             f"no overlap: at the initial pose fewer than 3 source points lie within {reach:.3g} m of the target; "
             "give a better init or a larger max_distance"
@@ -166,17 +166,20 @@ def _register(
     pose = problem.pose(fit.value)
     problem.find(pose)
     total = problem.sums(pose, derivatives=2)
-    plane = SOURCE_PLANE if method == "vgicp" else METHODS.index("plane")
-    held_by = problem.sums(pose, derivatives=1, method=plane, robust=None).hessian
-    matched = (problem.match >= 0).cpu()
     count = max(1, int(total.count))
-    freedom = max(1, count * (1 if method == "plane" else 3) - 6)
+    rmse = (total.square / count).sqrt()
+    plane = SOURCE_PLANE if method == "vgicp" else METHODS.index("plane")
+    matches = problem.found.cpu().long()
+    matched = matches >= 0
+    probe = max(float(rmse), 1e-4 * voxel_size) / 2
+    steps = torch.tensor([probe] * 3 + [probe / a.radius] * 3, dtype=torch.float64)
     sure = pose_uncertainty(
         total.hessian,
-        held_by / count,
+        problem.sums(pose, derivatives=1, method=plane).hessian / count,
+        problem.curvature(fit.value, steps),
         total.scores[matched],
-        problem.match.cpu()[matched].long() // _GROUP,
-        residual_variance=float(2 * total.cost / freedom),
+        matches[matched] // min(_GROUP, max(1, count // 500)),
+        residual_variance=float(2 * total.cost) / max(1, count * (1 if method == "plane" else 3) - 6),
         radius=a.radius,
         frame=twist_adjoint(torch.eye(3, dtype=torch.float64), a.center),
     )
@@ -188,7 +191,7 @@ def _register(
         converged=fit.converged,
         iterations=fit.iterations,
         information=sure.information,
-        rmse=(total.square / count).sqrt(),
+        rmse=rmse,
         overlap=total.count / len(a.points),
         degenerate_directions=sure.degenerate_directions,
         method=method,

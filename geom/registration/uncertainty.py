@@ -30,6 +30,7 @@ def twist_adjoint(rotation: Float[Tensor, "3 3"], translation: Float[Tensor, "3"
 def pose_uncertainty(
     hessian: Float[Tensor, "6 6"],
     held_by: Float[Tensor, "6 6"],
+    curvature: tuple[Float[Tensor, "6 6"], Float[Tensor, "6 6"]],
     scores: Float[Tensor, "n 6"],
     group: Int64[Tensor, " n"],
     *,
@@ -37,11 +38,13 @@ def pose_uncertainty(
     radius: float,
     frame: Float[Tensor, "6 6"],
 ) -> PoseUncertainty:
-    """Sandwich covariance H^-1 B H^-1, B = sum over groups of g g^T with g the sum of a group's scores.
+    """Sandwich covariance K^-1 B K^-T of the pose where the gradient vanishes (Huber 1967; Liang and Zeger 1986).
 
-    Errors within a group may depend on each other in any way (points matched to one neighbourhood share its points,
-    its normals and its voxels); between groups they are independent (Liang and Zeger 1986). B is multiplied by
-    m/(m - 1) for m groups; below 20 groups the residuals' variance times H^-1 takes its place.
+    B = sum over groups of g g^T, g the sum of a group's scores: errors within a group may depend on each other in any way
+    (points matched to one neighbourhood share its points, normals and voxels), between groups they are independent. B
+    is multiplied by m/(m - 7) for m groups; below 20 groups the residuals' variance times H takes its place. K is the
+    gradient's own derivative, H corrected by what `curvature` found on a part of the points with matches free to
+    change, within a twentieth of H and twice H.
 
     A direction is degenerate where `held_by`, the mean over the matches of (n . d)^2 with n the surface normal and d the
     point's motion, rotations measured by the arc at `radius`, is below 0.01. Its variance is set to radius^2: nothing
@@ -56,16 +59,20 @@ def pose_uncertainty(
     share, basis = torch.linalg.eigh(held_by * scale[:, None] * scale)
     held = share >= DEGENERATE
     to_twist = frame * scale @ basis  # from the basis, where everything is in metres, to the reported twists
-    h = (basis.T @ (hessian * scale[:, None] * scale) @ basis)[held][:, held]
-    inverse = torch.linalg.pinv(h, hermitian=True)
+    def reduced(matrix: Tensor) -> Tensor:
+        return (basis.T @ (matrix * scale[:, None] * scale) @ basis)[held][:, held]
+
+    h = reduced(hessian)
+    inverse = _inverse_slope(h, *map(reduced, curvature))
     ids, index = torch.unique(group, return_inverse=True)
     count = len(ids)
     if count < _FEW:
-        spread = residual_variance * inverse
+        middle = residual_variance * h
     else:
         sums = scores.new_zeros((count, 6)).index_add(0, index, scores)
         sums = (sums * scale @ basis)[:, held]
-        spread = count / (count - 1) * inverse @ sums.T @ sums @ inverse
+        middle = count / (count - 7) * sums.T @ sums
+    spread = inverse @ middle @ inverse
     spread = spread + (1e-8 * radius) ** 2 * torch.eye(len(spread), dtype=torch.float64)
     variance = torch.diag(torch.full((6,), radius**2, dtype=torch.float64))
     certainty = torch.diag(torch.full((6,), radius**-2, dtype=torch.float64))
@@ -76,3 +83,19 @@ def pose_uncertainty(
     covariance, information = to_twist @ variance @ to_twist.T, from_twist.T @ certainty @ from_twist
     directions = torch.linalg.qr(to_twist[:, ~held]).Q.T
     return PoseUncertainty((covariance + covariance.T) / 2, (information + information.T) / 2, directions)
+
+
+def _inverse_slope(h: Tensor, k_part: Tensor, h_part: Tensor) -> Tensor:
+    """K^-1 with K = H^(1/2) S H^(1/2), S = h_part^(-1/2) k_part h_part^(-1/2) symmetric with eigenvalues in [1/20, 2]."""
+    root = _power(h_part, -0.5)
+    share = root @ k_part @ root
+    values, vectors = torch.linalg.eigh((share + share.T) / 2)
+    inner = vectors / values.clamp(0.05, 2.0) @ vectors.T
+    half = _power(h, -0.5)
+    return half @ inner @ half
+
+
+def _power(matrix: Tensor, exponent: float) -> Tensor:
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    least = values.amax().clamp(min=1e-300) * 1e-12 if len(values) else 0.0
+    return vectors * values.clamp(min=least) ** exponent @ vectors.T

@@ -2,8 +2,21 @@
 
 from geom.viz.camera import Camera, View
 from geom.viz.filament import RendererError
+from geom.viz.page import save_html
 from geom.viz.probe import Probe, probe
 from geom.viz.render import render, save_png
 from geom.viz.scene import Lines
+from geom.viz.show import show
 
-__all__ = ["Camera", "Lines", "Probe", "RendererError", "View", "probe", "render", "save_png"]
+__all__ = [
+    "Camera",
+    "Lines",
+    "Probe",
+    "RendererError",
+    "View",
+    "probe",
+    "render",
+    "save_html",
+    "save_png",
+    "show",
+]

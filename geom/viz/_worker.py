@@ -25,6 +25,10 @@ def geometry(kind: str, positions: Any, colors: Any, index: Any = None, normals:
     both = np.concatenate([index, index[:, ::-1]]) if normals is None else index  # open3d draws front faces only
     mesh = o3d.geometry.TriangleMesh(places, o3d.utility.Vector3iVector(both))
     mesh.vertex_colors = vectors(np.asarray(colors, np.float64))
+    # Without texture coordinates the shader reads whatever lies there, and llvmpipe's filter may loop for ever on it;
+    # where they are equal, open3d merges the vertices that stand in one place, and with them the creases.
+    own = both.ravel() / len(positions)
+    mesh.triangle_uvs = o3d.utility.Vector2dVector(np.stack([own, 0 * own], -1))
     if normals is not None:
         mesh.vertex_normals = vectors(np.asarray(normals, np.float64))
     return mesh, "defaultUnlit" if normals is None else "defaultLit"
@@ -39,11 +43,13 @@ def draw(job: Any) -> tuple[Any, Any]:
     renderer = rendering.OffscreenRenderer(width, height)
     stage = renderer.scene
     stage.view.set_post_processing(False)  # its tone mapping would tint the white
-    # Nothing here is lit by open3d, yet its lights and shadows take most of the time on a CPU, now and then for ever.
+    # nothing here is lit or smoothed by open3d, yet on a CPU that takes most of its time
     stage.set_lighting(stage.LightingProfile.NO_SHADOWS, [0.0, 0.0, -1.0])
     stage.scene.enable_sun_light(False)
     stage.scene.enable_indirect_light(False)
     stage.view.set_shadowing(False)
+    stage.view.set_sample_count(1)
+    stage.view.set_antialiasing(False)
     stage.set_background([*job["background"].tolist(), 1.0])
     for i, kind in enumerate(job["kinds"].tolist()):
         shape, shader = geometry(kind, job[f"positions{i}"], job[f"colors{i}"], job.get(f"index{i}"))

@@ -31,7 +31,7 @@ class Camera(NamedTuple):
     fov: float = 0.6
 
     def basis(self) -> Doubles:
-        """Rows right, down, forward (3, 3). Raises: ShapeError where eye and target coincide or `up` runs along them."""
+        """Rows right, down, forward (3, 3). Raises: ShapeError where eye = target or `up` runs along their line."""
         eye, target, up = (_vector(v, n) for v, n in zip(self[:3], ("eye", "target", "up"), strict=True))
         forward = target - eye
         right = np.cross(forward, up)
@@ -62,9 +62,9 @@ class Camera(NamedTuple):
 class View:
     """How a picture is taken.
 
-    Fields: `size` (width, height) in pixels; `camera` a `Camera`, a tuple (eye, target, up), or None to fit the scene from
-    the front right above; `up` the direction that a fitted camera keeps upright, z unless said otherwise (glTF has y);
-    `background` RGB in [0, 1]; `point_size` the diameter of a point in pixels, None for one that suits the count.
+    Fields: `size` (width, height) in pixels; `camera` a `Camera`, a tuple (eye, target, up), or None to fit the scene
+    from the front right above; `up` the direction that a fitted camera keeps upright, z unless said otherwise (glTF has
+    y); `background` RGB in [0, 1]; `point_size` the diameter of a point in pixels, None for one that suits the count.
 
     Raises: ShapeError.
     """
@@ -109,7 +109,7 @@ def fit_camera(points: Doubles, view: View) -> Camera:
     side = np.eye(3)[0] if abs(up[0]) < 0.9 else np.eye(3)[1]
     side = side - up * (side @ up)
     side /= np.linalg.norm(side)
-    toward = 0.62 * side + np.cross(side, up) + 0.66 * up
+    toward = 0.62 * side + np.cross(side, up) + 0.78 * up
     toward /= np.linalg.norm(toward)
     here = Camera(tuple(centre + toward), tuple(centre), tuple(up))
     right, down, forward = here.basis()

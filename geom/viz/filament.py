@@ -1,7 +1,7 @@
 """The open3d engine: Filament, in a process of its own.
 
-Drivers that fail take their process along, and Filament on a software Vulkan (llvmpipe, open3d 0.20) has been seen never
-to return from a frame. So each picture has its own process and a time limit.
+Drivers that fail take their process along, and some never return from a frame: each picture has its own process and a
+time limit.
 """
 
 import subprocess

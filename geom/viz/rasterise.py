@@ -57,7 +57,7 @@ def rasterise(
 
 
 class _Canvas:
-    """A picture under construction: `color` (H W, 3) uint8 and `near` (H W,) float32, the inverse depth, 0 = nothing."""
+    """A picture under construction: `color` (H W, 3) uint8, `near` (H W,) float32 inverse depth, 0 = nothing."""
 
     def __init__(self, size: tuple[int, int], background: tuple[float, float, float]) -> None:
         self.width, self.height = size

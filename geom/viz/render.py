@@ -22,7 +22,7 @@ from geom.viz.rasterise import rasterise
 from geom.viz.scene import RGB, Thing, build_scene
 from geom.viz.shading import finish
 
-__all__ = ["render", "save_png"]
+__all__ = ["render", "save_png", "suitable_point_size"]
 
 logger = logging.getLogger(__name__)
 Engine = Literal["auto", "open3d", "numpy"]
@@ -41,8 +41,8 @@ def render(
 
     Args:
         things: any of `Points` (own colours; a ragged batch one colour a cloud; else intensities; else the palette's
-            colour by position), `Mesh` (shaded, smooth up to creases), `Lines`, `Rigid` (frames: x red, y green, z blue),
-            tensors or arrays (N, 3), in one unit and one frame.
+            colour by position), `Mesh` (shaded, smooth up to creases), `Lines`, `Rigid` (frames: x red, y green, z
+            blue), tensors or arrays (N, 3), in one unit and one frame.
         scalars: for each thing None or numbers (N,), drawn through a map from violet to yellow on one scale for all.
         colors: for each thing None or one RGB in [0, 1].
         view: size, camera, background, point size.
@@ -70,7 +70,7 @@ def render(
         camera,
         (2 * view.size[0], 2 * view.size[1]),
         background=view.background,
-        point_size=2 * (view.point_size or _suitable(view.size, count)),
+        point_size=2 * (view.point_size or suitable_point_size(view.size, count)),
         line_width=2 * _LINE_WIDTH,
     )
     return finish(image, near)
@@ -94,7 +94,7 @@ def save_png(path: str | os.PathLike[str], image: Picture) -> None:
     write_atomically(path, b"\x89PNG\r\n\x1a\n" + body)
 
 
-def _suitable(size: tuple[int, int], count: int) -> float:
+def suitable_point_size(size: tuple[int, int], count: int) -> float:
     """A point's diameter in pixels, by the room that each has."""
     return float(np.clip(0.55 * np.sqrt(size[0] * size[1] / max(count, 1)), 2.0, 8.0))
 

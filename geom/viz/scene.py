@@ -30,8 +30,8 @@ _AXES = np.array([[0.86, 0.13, 0.16], [0.12, 0.62, 0.24], [0.13, 0.34, 0.88]], n
 class Lines(Value):
     """Straight segments over shared points.
 
-    Fields: `positions` (N, 3) float32 or float64, metres; `segments` (E, 2) int64, each index in [0, N); `colors` (N, 3)
-    float32 in [0, 1] or None.
+    Fields: `positions` (N, 3) float32 or float64, metres; `segments` (E, 2) int64, each index in [0, N); `colors`
+    (N, 3) float32 in [0, 1] or None.
 
     Raises: ShapeError where a field has the wrong shape or dtype, or a segment names a point that is not there.
 
@@ -131,7 +131,7 @@ def build_scene(
     core = np.concatenate([_core(d.kind, p) for d, p in raw])
     size = float(np.linalg.norm(np.ptp(core, axis=0)) / 2) or 1.0
     grown = [_grow_frames(d, p, size) for d, p in raw]
-    core = np.concatenate([core, *(p[:20000] for d, p in grown if d.normals is None and d.name and d.kind == "lines")])
+    core = np.concatenate([core, *(_core(d.kind, p) for d, p in grown if d.kind == "lines")])  # with their axes
     origin = (core.min(0) + core.max(0)) / 2
     return Scene(tuple(_finish(d, p - origin) for d, p in grown), origin, core)
 
@@ -221,8 +221,8 @@ def _finish(drawable: Drawable, positions: Doubles) -> Drawable:
 
 
 def _core(kind: str, positions: Doubles) -> Doubles:
-    """A sample without the few points that would shrink all others to a speck: beyond the percentiles 2 and 98 on an axis
-    that they stretch to more than 1.6 times that range."""
+    """A sample without the few points that would shrink all others to a speck: those beyond the percentiles 2 and 98 on
+    an axis that they stretch to more than 1.6 times that range."""
     sample = positions[:: max(1, len(positions) // 20000)]
     if kind != "points" or len(sample) < 20:
         return np.concatenate([sample, positions.min(0, keepdims=True), positions.max(0, keepdims=True)])

@@ -14,8 +14,8 @@ def split_creases(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Floats]:
     """Smooth normals that keep edges sharp.
 
-    A corner's normal is the area-weighted mean over the faces at its vertex that turn less than acos(cosine) from its own;
-    vertices whose corners disagree are split. Where the pairs of faces that share a vertex are too many (a fan of
+    A corner's normal is the area-weighted mean over the faces at its vertex that turn less than acos(cosine) from its
+    own; vertices whose corners disagree are split. Where the pairs of faces that share a vertex are too many (a fan of
     thousands), vertices keep one mean.
 
     Returns: `which` (N,), the vertex each new one copies; faces (F, 3) int32 over the new ones; normals (N, 3).
@@ -93,8 +93,7 @@ def finish(
         for dy, dx in ((0, step), (step, 0), (step, step), (step, -step)):
             left = padded[pad + dy : pad + dy + height, pad + dx : pad + dx + width]
             right = padded[pad - dy : pad - dy + height, pad - dx : pad - dx + width]
-            left, right = np.where(left > 0, left, near), np.where(right > 0, right, near)
-            bend = np.maximum((left + right) / safe * 0.5 - 1, 0)
+            bend = np.where((left > 0) & (right > 0), np.maximum((left + right) / safe * 0.5 - 1, 0), 0)
             total += bend / (bend + softness)
     covered = sum((p > 0).astype(np.float32) for p in parts) / 4
     dark = 1 - covered * np.minimum(strength * total / 8, 0.6)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from geom import demo
+from geom.cli import main
 from geom.demo import pictures, registration
 from geom.errors import GeomError
 from geom.lie import Rigid
@@ -73,6 +74,20 @@ def test_without_pictures_numbers_and_page_still_come(tmp_path: Path, monkeypatc
     assert [result.picture for result in results] == [None, None]
     assert {path.name for path in tmp_path.iterdir()} == {"numbers.json", "index.html"}
     assert "nothing draws &lt;here&gt;" in (tmp_path / "index.html").read_text()
+
+
+def test_a_bad_file_costs_only_its_own_row(tmp_path: Path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "data" / "registration" / "lidar"
+    folder.mkdir(parents=True)
+    (folder / "bad.npz").write_bytes(b"hello")
+    monkeypatch.setenv("GEOM_DATA", str(tmp_path / "data"))
+    out = tmp_path / "out"
+    assert main(["demo", "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "1 of 3 jobs failed: bad: " in said.err and said.err.count("\n") == 1 and "3 jobs in" in said.out
+    numbers = json.loads((out / "numbers.json").read_text())["registration"]
+    assert list(numbers["bad"]) == ["problem"] and numbers["street"]["converged"]
+    assert "failed</td>" in (out / "index.html").read_text()
 
 
 def test_real_pairs_come_first(data: Path) -> None:

@@ -88,6 +88,12 @@ def test_nested_transforms_instances_and_mirrors(tmp_path: Path) -> None:
     assert np.allclose(np.linalg.norm(mesh.normals.numpy(), axis=1), 1, atol=1e-6)
 
 
+def test_one_mirrored_mesh(tmp_path: Path) -> None:
+    found = document()
+    found["nodes"][0]["scale"] = [-1, 1, 1]
+    assert load_mesh(save(tmp_path, found)).faces.tolist() == [[2, 1, 0], [3, 2, 0]]
+
+
 def test_strided_sparse_and_normalised_accessors(tmp_path: Path) -> None:
     rows = np.zeros(4, [("p", "<f4", 3), ("c", "u1", 4)])
     rows["p"], rows["c"] = TRIANGLE, [[255, 0, 51, 9]] * 4

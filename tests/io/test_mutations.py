@@ -261,6 +261,17 @@ def test_counts_are_checked_before_memory_is_taken(tmp_path: Path, suffix: str) 
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("suffix", ["xyz", "off", "obj"])
+def test_millions_of_comments_take_little_memory(tmp_path: Path, suffix: str) -> None:
+    head = {"xyz": b"1 2 3\n", "off": b"OFF 0 0 0\n", "obj": b"v 1 2 3\n"}[suffix]
+    (tmp_path / f"a.{suffix}").write_bytes(head + b"#\n" * 3_000_000)
+    tracemalloc.start()
+    try:
+        assert not check(tmp_path / f"a.{suffix}")
+    finally:
+        tracemalloc.stop()
+
+
 def test_mutated_usd(tmp_path: Path) -> None:
     pxr = pytest.importorskip("pxr.Usd", reason="usd-core is not installed")
     from pxr import UsdGeom

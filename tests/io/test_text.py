@@ -110,6 +110,17 @@ def test_the_error_names_the_line(tmp_path: Path) -> None:
     assert caught.value.offset == text.index("7")
 
 
+def test_a_word_of_a_million_digits_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="number"):
+        read(tmp_path, "1 2 " + "1" * 1_000_000 + "-")
+    with pytest.raises(FileFormatError, match="4 MiB"):
+        read(tmp_path, "1 " * 3_000_000)
+
+
+def test_blank_lines_and_comments_cost_nothing(tmp_path: Path) -> None:
+    assert read(tmp_path, "# x z y\n" + "#\n\n" * 500_000 + "1 2 3\n").positions.tolist() == [[1, 3, 2]]
+
+
 def test_is_no_mesh(tmp_path: Path) -> None:
     (tmp_path / "a.xyz").write_text("1 2 3\n")
     with pytest.raises(FileFormatError, match="load_points reads it"):
