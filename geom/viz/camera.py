@@ -79,7 +79,7 @@ class View:
         if len(self.size) != 2 or not all(isinstance(n, int) and 1 <= n <= 8192 for n in self.size):
             raise ShapeError(f"size: expected (width, height) from 1 to 8192 pixels, got {self.size}")
         if self.camera is not None:
-            camera = Camera(*self.camera)
+            camera = self.camera if isinstance(self.camera, Camera) else Camera(*self.camera)
             camera.basis()
             if not 0 < camera.fov < math.pi:
                 raise ShapeError(f"fov: expected radians in (0, pi), got {camera.fov}")
@@ -116,8 +116,8 @@ def fit_camera(points: Doubles, view: View) -> Camera:
     x, y, z = ((points - centre) @ np.stack([right, down, forward]).T).T
     half_height = math.tan(here.fov / 2) / _MARGIN
     half_width = half_height * view.size[0] / view.size[1]
-    shift, distance = [], 1.1 * radius - float(z.min())  # never nearer: the eye stays outside
-    distance = max(distance * 0.5, 0.3 * radius - float(z.min()))
+    shift: list[float] = []
+    distance = 0.3 * radius - float(z.min())  # at the least: the eye stays outside
     for axis, half in ((x, half_width), (y, half_height)):
         plus, minus = float(np.max(axis - half * z)), float(np.max(-axis - half * z))
         shift.append((plus - minus) / 2)

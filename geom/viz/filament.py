@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from geom.viz.shading import shade
 
 __all__ = ["RendererError", "draw_filament", "run_worker"]
 
-Arrays = dict[str, npt.NDArray]
+Arrays = dict[str, npt.NDArray[Any]]
 SYSTEM_LIBRARIES = (
     "apt-get install -y libusb-1.0-0 libgl1 libegl1 libgomp1 libx11-6 libvulkan1 mesa-vulkan-drivers"  # Debian, Ubuntu
 )
@@ -62,8 +63,9 @@ def draw_filament(
     }
     for i, thing in enumerate(scene.drawables):
         job[f"positions{i}"] = thing.positions.astype(np.float64) * scale
-        lit = thing.normals is not None
-        job[f"colors{i}"] = shade(thing.colors, thing.normals, thing.positions, eye, basis) if lit else thing.colors
+        job[f"colors{i}"] = thing.colors
+        if thing.normals is not None:
+            job[f"colors{i}"] = shade(thing.colors, thing.normals, thing.positions, eye, basis)
         if thing.index is not None:
             job[f"index{i}"] = thing.index
     result, _ = run_worker(job)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,5 +76,5 @@ def save_html(
     write_atomically(path, re.sub("|".join(fill), lambda mark: fill[mark.group()], PAGE))
 
 
-def _base64(array: npt.NDArray, dtype: str) -> str:
+def _base64(array: npt.NDArray[Any], dtype: str) -> str:
     return base64.b64encode(np.ascontiguousarray(array).astype(dtype).tobytes()).decode()

@@ -41,7 +41,7 @@ def rasterise(
             pixels = middle + focal * points[:, :2] / points[:, 2:]
             canvas.discs(pixels, 1 / points[:, 2], thing.colors[front], point_size)
         elif thing.kind == "lines":
-            ends = np.concatenate([points, thing.colors], 1)[thing.index]
+            ends = np.concatenate([points, thing.colors.astype(np.float64)], 1)[thing.index]
             ends = _clip_lines(ends, nearest, middle / focal * 1.02)
             ends[..., 2] = 1 / ends[..., 2]
             ends[..., :2] = middle + focal * ends[..., :2] * ends[..., 2:3]
@@ -49,7 +49,7 @@ def rasterise(
             canvas.discs(samples[:, :2], samples[:, 2] * _OVER, samples[:, 3:].astype(np.float32), line_width)
         elif thing.normals is not None:
             colors = shade(thing.colors, thing.normals, thing.positions, eye, basis)
-            corners = _clip_triangles(np.concatenate([points, colors], 1)[thing.index], nearest)
+            corners = _clip_triangles(np.concatenate([points, colors.astype(np.float64)], 1)[thing.index], nearest)
             corners[..., 2] = 1 / corners[..., 2]
             corners[..., :2] = middle + focal * corners[..., :2] * corners[..., 2:3]
             canvas.triangles(corners)

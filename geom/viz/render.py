@@ -27,7 +27,7 @@ __all__ = ["render", "save_png", "suitable_point_size"]
 logger = logging.getLogger(__name__)
 Engine = Literal["auto", "open3d", "numpy"]
 Picture = npt.NDArray[np.uint8]
-_LINE_WIDTH = 2.2  # pixels
+_LINE_WIDTH = 2.8  # pixels
 
 
 def render(

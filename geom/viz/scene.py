@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -180,9 +180,6 @@ def _point_colors(points: Points, turn: int, label: str) -> Floats:
     return _palette(turn, count)
 
 
-_FRAME = "frames"
-
-
 def _frames(poses: Rigid, label: str) -> tuple[Drawable, Doubles]:
     matrices = _array(poses.to_matrix()).reshape(-1, 4, 4)
     if not len(matrices) or not np.isfinite(matrices).all():
@@ -194,7 +191,7 @@ def _frames(poses: Rigid, label: str) -> tuple[Drawable, Doubles]:
     feet = np.repeat(matrices[:, :3, 3], 6, axis=0)
     colors = np.tile(np.repeat(_AXES, 2, axis=0), (count, 1))
     index = np.arange(6 * count, dtype=np.int32).reshape(-1, 2)
-    return Drawable("lines", _FRAME, _EMPTY, colors, index, axes.reshape(-1, 3)), feet
+    return Drawable("lines", "frames", _EMPTY, colors, index, axes.reshape(-1, 3)), feet
 
 
 def _grow_frames(drawable: Drawable, positions: Doubles, size: float) -> tuple[Drawable, Doubles]:
@@ -253,7 +250,7 @@ def _array(x: Tensor | npt.NDArray[np.floating]) -> Doubles:
     return (x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x)).astype(np.float64)
 
 
-def _matching(options: Sequence | None, count: int, name: str) -> list:
+def _matching(options: Sequence[Any] | None, count: int, name: str) -> list[Any]:
     if options is None:
         return [None] * count
     if isinstance(options, Tensor | np.ndarray | str) or len(options) != count:

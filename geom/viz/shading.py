@@ -101,4 +101,5 @@ def finish(
 
 
 def _sum_at(index: npt.NDArray[np.int64], vectors: Doubles, count: int) -> Doubles:
-    return np.stack([np.bincount(index, vectors[:, i], minlength=count) for i in range(3)], -1)
+    sums = [np.bincount(index, vectors[:, i], minlength=count) for i in range(3)]
+    return np.stack(sums, -1).astype(np.float64)
