@@ -45,7 +45,7 @@ def choose(backend: str, *tensors: Tensor) -> bool:
 
 
 def _descriptor(x: Any) -> Any:
-    return wp.from_torch(x, return_ctype=True) if isinstance(x, Tensor) else x
+    return wp.from_torch(x, requires_grad=False, return_ctype=True) if isinstance(x, Tensor) else x
 
 
 def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grain: int = 4096) -> None:
@@ -56,7 +56,7 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
     if items == 0:
         return
     start()
-    packed = [_descriptor(x.detach() if isinstance(x, Tensor) else x) for x in args]
+    packed = [_descriptor(x) for x in args]
     if device.type == "cuda":
         stream = wp.stream_from_torch(torch.cuda.current_stream(device))
         wp.launch(kernel, dim=items, inputs=[0, *packed], stream=stream)

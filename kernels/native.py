@@ -58,9 +58,7 @@ def _build(module: str, name: str, signature: str, snippet: str, real: type) -> 
     native = wp.func_native(snippet.replace("REAL", f"wp::{real.__name__}"))(stub)
     entry = _define(module, name, f"(first, {names}):\n    native(first + wp.tid(), {names})\n", {"native": native, "wp": wp})
     entry.__annotations__ = {"first": wp.int32, **hints}
-    home = wp.get_module(module)
-    wp.set_module_options({"optimization_level": 3}, module=home)
-    return wp.Kernel(entry, module=home, options={"enable_backward": False})
+    return wp.Kernel(entry, module=wp.get_module(module), options={"enable_backward": False})
 
 
 def _define(module: str, name: str, rest: str, scope: dict[str, object]) -> Callable[..., None]:

@@ -164,7 +164,7 @@ WALK = """
     while (top > 0) {
         --top;
         const int node = stack_node[top], level = stack_level[top];
-        if (stack_d[top] > BOUND) { PRUNED(stack_d[top]) continue; }
+        if (stack_d[top] > BOUND) { DROPPED continue; }
         REAL d[8];
         if (level == 0) {
             const REAL* p = leaf_points.data + 24ll * (bases.data[cloud] + node);
@@ -185,8 +185,11 @@ WALK = """
             d[j] = (dx * dx + dy * dy + dz * dz) * SLACK;
         }
         const int bottom = top;
-        for (int j = 0; j < 8; ++j) {
-            if (!(d[j] <= BOUND) || d[j] == REAL(INFINITY)) { PRUNED(d[j]) continue; }
+        unsigned hits = 0;
+        for (int j = 0; j < 8; ++j) hits |= (unsigned)(d[j] <= BOUND && d[j] < REAL(INFINITY)) << j;
+        MISSED
+        for (; hits; hits &= hits - 1) {
+            const int j = FIRST_BIT(hits);
             int at = top++;
             while (at > bottom && stack_d[at - 1] < d[j]) {
                 stack_d[at] = stack_d[at - 1]; stack_node[at] = stack_node[at - 1]; --at;
@@ -205,10 +208,10 @@ _QUERY = """
 
 
 def walk(bound: str, leaf: str, pruned: str = "") -> str:
-    """The walk with its three blanks filled in."""
-    return WALK.replace("PRUNED(stack_d[top])", pruned.replace("@", "stack_d[top]")).replace(
-        "PRUNED(d[j])", pruned.replace("@", "d[j]")
-    ).replace("BOUND", bound).replace("LEAF", leaf)
+    """The walk with its blanks filled in; `pruned` sees the squared distance of what is left out as `@`."""
+    missed = f"for (int j = 0; j < 8; ++j) if (!(hits >> j & 1u)) {{ {pruned.replace('@', 'd[j]')} }}" if pruned else ""
+    text = WALK.replace("MISSED", missed).replace("DROPPED", pruned.replace("@", "stack_d[top]"))
+    return text.replace("BOUND", bound).replace("LEAF", leaf).replace("FIRST_BIT", "__builtin_ctz")
 
 
 CHUNK = 16

@@ -54,17 +54,20 @@ associate = native_kernel(
     + walk(
         "worst",
         """
+            REAL least = d[0];
+            for (int j = 1; j < 8; ++j) least = d[j] < least ? d[j] : least;
+            if (least > worst) { second = least < second ? least : second; continue; }
             for (int j = 0; j < 8; ++j) {
                 if (id[j] < 0 || id[j] == best) continue;
                 if (d[j] > worst || (d[j] == worst && best >= 0 && id[j] > best)) {
-                    if (d[j] < second) second = d[j];
+                    second = d[j] < second ? d[j] : second;
                     continue;
                 }
                 if (best >= 0 && worst < second) second = worst;
                 worst = d[j]; best = id[j];
             }
         """,
-        "if (@ < second) second = @;",
+        "second = @ < second ? @ : second;",
     )
     + """
     found.data[i] = best;
@@ -84,34 +87,37 @@ find_cells = native_kernel(
     _ITEM
     + _MOVE
     + """
-    unsigned long long key = 0;
+    long long cell[3];
     bool inside = true;
     for (int axis = 0; axis < 3; ++axis) {
-        const REAL cell = (x[axis] - origin.data[axis]) * inverse_size;
-        inside = inside && cell >= REAL(0) && cell < REAL(2097151);
-        unsigned long long c = inside ? (unsigned long long)cell : 0ull;
-        c = (c | c << 32) & 0x1f00000000ffffull;
-        c = (c | c << 16) & 0x1f0000ff0000ffull;
-        c = (c | c << 8) & 0x100f00f00f00f00full;
-        c = (c | c << 4) & 0x10c30c30c30c30c3ull;
-        c = (c | c << 2) & 0x1249249249249249ull;
-        key |= c << axis;
+        const REAL c = (x[axis] - origin.data[axis]) * inverse_size;
+        inside = inside && c >= REAL(0) && c < REAL(2097151);
+        cell[axis] = inside ? (long long)c : 0;
     }
-    // `last` holds the key, `match` its place or -1, whether the mean is near enough or not
+    // `last` names the cell, `match` its place or -1, whether the mean is near enough or not
+    const long long name = inside ? cell[0] | cell[1] << 21 | cell[2] << 42 : -1;
     int place = -1;
-    if (inside) {
-        if (memory && last.data[p] == (wp::int64)key) {
-            place = match.data[p];
-        } else {
-            int low = 0, high = cells;
-            while (low < high) {
-                const int middle = (low + high) / 2;
-                if (keys.data[middle] < (wp::int64)key) low = middle + 1; else high = middle;
-            }
-            place = low < cells && keys.data[low] == (wp::int64)key ? low : -1;
+    if (memory && last.data[p] == name) {
+        place = match.data[p];
+    } else if (inside) {
+        unsigned long long key = 0;
+        for (int axis = 0; axis < 3; ++axis) {
+            unsigned long long c = (unsigned long long)cell[axis];
+            c = (c | c << 32) & 0x1f00000000ffffull;
+            c = (c | c << 16) & 0x1f0000ff0000ffull;
+            c = (c | c << 8) & 0x100f00f00f00f00full;
+            c = (c | c << 4) & 0x10c30c30c30c30c3ull;
+            c = (c | c << 2) & 0x1249249249249249ull;
+            key |= c << axis;
         }
+        int low = 0, high = cells;
+        while (low < high) {
+            const int middle = (low + high) / 2;
+            if (keys.data[middle] < (wp::int64)key) low = middle + 1; else high = middle;
+        }
+        place = low < cells && keys.data[low] == (wp::int64)key ? low : -1;
     }
-    if (memory != 2) { last.data[p] = inside ? (wp::int64)key : -1; match.data[p] = place; }
+    if (memory != 2) { last.data[p] = name; match.data[p] = place; }
     found.data[i] = -1;
     if (place < 0) return;
     const REAL ex = means.data[3 * place] - x[0], ey = means.data[3 * place + 1] - x[1], ez = means.data[3 * place + 2] - x[2];

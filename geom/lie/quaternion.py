@@ -20,8 +20,8 @@ def exp(rotvec: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 4"]:
 
     Guarantees: differentiable (0, pi); deterministic; 4e-16 f64, 3e-7 f32
     """
-    u = rotvec.square().sum(-1, keepdim=True) / 4
-    return torch.cat([_series.cos(u), 0.5 * _series.sinc(u) * rotvec], -1)
+    cos, sinc, _ = _series.exponential(rotvec.square().sum(-1, keepdim=True))
+    return torch.cat([cos, 0.5 * sinc * rotvec], -1)
 
 
 def log(quat_wxyz: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 3"]:

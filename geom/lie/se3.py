@@ -20,11 +20,11 @@ def exp(twist: Float[Tensor, "*b 6"]) -> tuple[Float[Tensor, "*b 4"], Float[Tens
     Guarantees: differentiable (0, pi); deterministic; 2e-15 f64, 1e-6 f32
     """
     v, omega = twist[..., :3], twist[..., 3:]
-    u = omega.square().sum(-1, keepdim=True)
-    half = _series.sinc(u / 4)  # (1 - cos theta)/theta^2 is its square, halved
+    cos, sinc, cubic = _series.exponential(omega.square().sum(-1, keepdim=True))
     wv = torch.linalg.cross(omega, v)
-    translation = v + 0.5 * half.square() * wv + _series.cubic(u) * torch.linalg.cross(omega, wv)
-    return torch.cat([_series.cos(u / 4), 0.5 * half * omega], -1), translation
+    # (1 - cos theta)/theta^2 is sinc(theta/2)^2 / 2
+    translation = v + 0.5 * sinc.square() * wv + cubic * torch.linalg.cross(omega, wv)
+    return torch.cat([cos, 0.5 * sinc * omega], -1), translation
 
 
 def log(quat_wxyz: Float[Tensor, "*b 4"], translation: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 6"]:

@@ -120,14 +120,14 @@ def least_squares(
 
 
 def _solve(now: Quadratic, factor: Tensor) -> Tensor:
-    """-(H + lambda diag H)^-1 g, scaled to a unit diagonal; an unseen direction gets a unit of its own and no step."""
+    """-(H + lambda diag H)^-1 g; a direction that H does not see gets no step.
+
+    A singular H still has a step: rounding's own size stays on the diagonal, which no seen direction feels.
+    """
     diagonal = now.hessian.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt()
-    scaled = now.hessian * scale[..., :, None] * scale[..., None, :]
-    # a singular H still has a least-norm step: rounding's own size on the diagonal, which no seen direction feels
-    ridge = factor.clamp(min=16 * torch.finfo(scaled.dtype).eps)[..., None] + (diagonal <= 0)
-    step = torch.linalg.solve(scaled + torch.diag_embed(ridge.expand_as(diagonal)), -(now.gradient * scale))
-    return step * scale
+    seen = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
+    ridge = factor.clamp(min=16 * torch.finfo(seen.dtype).eps)[..., None] * seen + (seen - diagonal)
+    return torch.linalg.solve(now.hessian + torch.diag_embed(ridge), -now.gradient)
 
 
 def _retract(value: Any, step: Tensor) -> Any:

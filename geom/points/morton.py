@@ -36,9 +36,14 @@ def cell_keys(points: Tensor, offsets: Tensor, origin: Tensor, size: Tensor, *, 
 
 def cell_order(keys: Tensor, offsets: Tensor, *, bits: int = 63) -> tuple[Tensor, Tensor]:
     """Keys of so many bits sorted within each cloud, clouds in their order, and the stable permutation that sorts them."""
-    short = keys.int() if bits <= 31 else keys  # half the bytes sort in half the time
-    ordered, order = short.sort(stable=True)
-    ordered = ordered.long()
+    if keys.device.type == "cpu":  # a quarter of the time of torch's sort, and clouds apart at no cost
+        from geom.kernels import bridge, voxels
+
+        out = [torch.empty_like(keys) for _ in range(4)]
+        args = (keys.new_empty(0, dtype=torch.float32), keys, offsets, bits, *out)
+        bridge.launch(voxels.radix_order[torch.float32], len(offsets) - 1, *args, device=keys.device)
+        return out[2], out[3]
+    ordered, order = keys.sort(stable=True)
     if len(offsets) > 2:
         again = torch.searchsorted(offsets, order, right=True).argsort(stable=True)
         ordered, order = ordered[again], order[again]
@@ -47,12 +52,13 @@ def cell_order(keys: Tensor, offsets: Tensor, *, bits: int = 63) -> tuple[Tensor
 
 def corners(points: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Least and greatest coordinates of each cloud, (B, 3) both; 0 for an empty cloud."""
-    low = points.new_zeros((len(offsets) - 1, 3))
-    high = torch.zeros_like(low)
-    for b, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-        for axis in range(3 if start < stop else 0):  # a column at a time: five times faster than over rows of three
-            low[b, axis], high[b, axis] = torch.aminmax(points[start:stop, axis])
-    return low, high
+    found = []
+    for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        for axis in range(3):  # a column at a time: five times faster than over rows of three
+            column = points[start:stop, axis]
+            found += torch.aminmax(column) if start < stop else [points.new_zeros(()), points.new_zeros(())]
+    both = torch.stack(found).reshape(-1, 3, 2) if found else points.new_zeros((0, 3, 2))
+    return both[..., 0], both[..., 1]
 
 
 def morton_order(points: Tensor, offsets: Tensor) -> Tensor:

@@ -61,8 +61,12 @@ class NeighborTree(Value):
         Guarantees: not differentiable; deterministic; exact f64, exact f32
         """
         cloud = as_points(points, offsets=offsets)
-        starts = bounds(cloud)
-        return cls(cloud.positions, starts, *_build(cloud.positions.detach(), starts))
+        return cls.trusted(cloud.positions, bounds(cloud))
+
+    @classmethod
+    def trusted(cls, positions: Tensor, offsets: Tensor) -> "NeighborTree":
+        """`build` for points that have been checked: (N, 3) finite, offsets (B+1,) on their device."""
+        return cls(positions, offsets, *_build(positions.detach(), offsets))
 
     def knn(
         self,
@@ -75,8 +79,12 @@ class NeighborTree(Value):
         """The k nearest points of each query; as `geom.points.knn`, with `offsets` those of the queries."""
         asked, starts = self._asked(query, offsets, k)
         limit = float("inf") if max_distance is None else check_positive(max_distance, "max_distance") ** 2
-        index, square = _knn(asked.detach(), starts, *self.arrays()[:5], k, limit)
+        index, square = self.nearest(asked, starts, k, limit)
         return Neighbors(index, _distances(asked, self.positions, index, square))
+
+    def nearest(self, query: Tensor, offsets: Tensor, k: int, limit: float = float("inf")) -> tuple[Tensor, Tensor]:
+        """`knn` for queries that have been checked: index and squared distance, not differentiable."""
+        return _knn(query.detach(), offsets, *self.arrays()[:5], k, limit)
 
     def radius_search(self, query: Points | Tensor, radius: float, *, offsets: Tensor | None = None) -> Neighborhoods:
         """All points within `radius` of each query; as `geom.points.radius_search`."""

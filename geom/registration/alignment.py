@@ -27,14 +27,13 @@ _TUNING = {"huber": 1.345, "cauchy": 2.385, "gm": 2.385}  # over the residuals' 
 
 class Sums(NamedTuple):
     """Sums over the matches: `hessian` (6, 6) and `gradient` (6,) of a right perturbation, `cost`, `square` of the
-    distances, `count`; and by point `squares` (N,) of the weighted residuals (-1: no match) and `scores` (N, 6)."""
+    distances, `count`; and `scores` (N, 6), each point's share of the gradient, where they were asked for."""
 
     hessian: Tensor
     gradient: Tensor
     cost: Tensor
     square: Tensor
     count: Tensor
-    squares: Tensor
     scores: Tensor
 
 
@@ -52,6 +51,7 @@ class Alignment:
         self.count, self.device, self.dtype = len(points), points.device, points.dtype
         self.match = torch.full((self.count,), -1, dtype=torch.int32, device=self.device)
         self.found = torch.empty_like(self.match)
+        self.squares = torch.empty(self.count, dtype=torch.float64, device=self.device)  # weighted, -1 without a match
         self.cells: tuple[Tensor, int, Tensor] | None = None
         none = points.new_zeros((0, 3))
         if method == "vgicp":
@@ -72,14 +72,16 @@ class Alignment:
         pose = self.pose(value)
         self.find(pose)
         if self.robust is not None:
-            squares = self.sums(pose, derivatives=0).squares
+            self._sum(pose, 1, self.found, 0, None, self.squares, pose.new_empty(0))
+            squares = self.squares
             spread = 1.4826 * float(squares[squares >= 0].sqrt().median()) if bool((squares >= 0).any()) else 1.0
             self.square_scale = max(_TUNING[self.robust] * spread, 1e-9 * self.max_distance) ** 2
-        total = self.sums(pose, derivatives=1)
+        total = self.sums(pose)
         return Quadratic(total.cost, total.gradient, total.hessian)
 
     def cost(self, value: Rigid) -> Tensor:
-        return self.sums(self.pose(value), derivatives=0).cost
+        pose = self.pose(value)
+        return self._sum(pose, 1, self.found, 0, None, self.squares, pose.new_empty(0))[0, 27]
 
     def pose(self, value: Rigid) -> Tensor:
         """The kernels' form of a pose: R row by row, then t; (..., 12) float64."""
@@ -91,17 +93,13 @@ class Alignment:
         self._find(pose, 1, self.memory, self.found)
         self.memory = 1
 
-    def sums(self, pose: Tensor, *, derivatives: int, method: int | None = None) -> Sums:
-        """Sums at a pose for the matches as they are; derivatives 0 (cost, squares), 1 (H and g) or 2 (scores too).
-
-        With a `method`, that one's weights and no robust kernel.
-        """
-        squares = pose.new_empty(self.count if derivatives != 1 else 0)
-        scores = pose.new_empty((self.count if derivatives == 2 else 0, 6))
-        total = self._sum(pose, 1, self.found, derivatives, method, squares, scores)[0]
+    def sums(self, pose: Tensor, *, scores: bool = False, method: int | None = None) -> Sums:
+        """Sums at a pose for the matches as they are; with a `method`, that one's weights and no robust kernel."""
+        rows = pose.new_empty((self.count if scores else 0, 6))
+        total = self._sum(pose, 1, self.found, 2 if scores else 1, method, self.squares, rows)[0]
         turn = twist_adjoint(pose[:9].cpu().reshape(3, 3), pose[9:].cpu())
         right = (turn.T @ total[_FULL] @ turn, turn.T @ total[21:27])
-        return Sums(*right, total[27], total[28], total[29], squares, scores.cpu() @ turn)
+        return Sums(*right, total[27], total[28], total[29], rows.cpu() @ turn)
 
     def curvature(self, value: Rigid, step: Tensor) -> tuple[Tensor, Tensor]:
         """How the gradient really changes with the pose, matches changing with it, beside H: both (6, 6).

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from geom.errors import ShapeError
-from geom.points import NeighborTree, Points, voxel_downsample
+from geom.points import NeighborTree, Points
+from geom.points.morton import corners
 from geom.points.normals import local_shape
+from geom.points.voxels import cell_mean, voxels
 
 __all__ = ["Cloud", "choose_voxel_size", "prepare"]
 
@@ -30,17 +32,20 @@ class Cloud(NamedTuple):
 
 def prepare(points: Points, voxel_size: float, *, normals: bool, name: str) -> Cloud:
     """Thin to one point a voxel, and move the centre of the extent to 0: the rest may then run in float32."""
-    thin = voxel_downsample(Points(points.positions.detach()), voxel_size).positions
+    x = points.positions.detach()
+    cells = voxels(x, torch.tensor([0, len(x)], device=x.device), voxel_size)
+    thin = cell_mean(x, cells)
     if len(thin) < 3:
         raise ShapeError(
             f"voxel_size: expected one that leaves at least 3 points of {name}, got {voxel_size:g}, which leaves {len(thin)}"
         )
-    low, high = torch.aminmax(thin.double(), dim=0)
+    low, high = (corner[0].double() for corner in corners(thin, cells.offsets))
     center = (low + high) / 2
-    local = (thin.double() - center).to(thin.dtype)
-    tree = NeighborTree.build(local)
-    radius = max(float(local.double().square().sum(-1).mean().sqrt()), 1e-12)
-    found = local_shape(local, tree.knn(local, NEIGHBORS).index)[1] if normals else None
+    exact = thin.double() - center
+    local = exact.to(thin.dtype)
+    tree = NeighborTree.trusted(local, cells.offsets)
+    radius = max(float(exact.square().sum() / len(exact)) ** 0.5, 1e-12)
+    found = local_shape(local, tree.nearest(local, cells.offsets, NEIGHBORS)[0])[1] if normals else None
     return Cloud(tree, found, center.cpu(), radius)
 
 

@@ -165,7 +165,7 @@ def _register(
     fit = least_squares(problem, start, max_iterations=max_iterations, tolerance=tolerance, damping=1e-6)
     pose = problem.pose(fit.value)
     problem.find(pose)
-    total = problem.sums(pose, derivatives=2)
+    total = problem.sums(pose, scores=True)
     count = max(1, int(total.count))
     rmse = (total.square / count).sqrt()
     plane = SOURCE_PLANE if method == "vgicp" else METHODS.index("plane")
@@ -175,7 +175,7 @@ def _register(
     steps = torch.tensor([probe] * 3 + [probe / a.radius] * 3, dtype=torch.float64)
     sure = pose_uncertainty(
         total.hessian,
-        problem.sums(pose, derivatives=1, method=plane).hessian / count,
+        problem.sums(pose, method=plane).hessian / count,
         problem.curvature(fit.value, steps),
         total.scores[matched],
         matches[matched] // min(_GROUP, max(1, count // 500)),
