@@ -11,6 +11,7 @@ from geom.lie import Rigid, quaternion
 from geom.optim import Quadratic
 from geom.optim.robust import KERNELS
 from geom.points.voxels import cell_mean, voxels
+from geom.registration import twin
 from geom.registration.cloud import Cloud
 from geom.registration.uncertainty import twist_adjoint
 
@@ -22,7 +23,7 @@ _CHUNK = 128
 _PROBES = 1000  # points that tell how matches follow the pose
 _ROW = (0, 6, 11, 15, 18, 20)  # where the diagonal stands in the upper triangle, row by row
 _FULL = torch.tensor([[_ROW[min(i, j)] + abs(i - j) for j in range(6)] for i in range(6)])
-_TUNING = {"huber": 1.345, "cauchy": 2.385, "gm": 2.385}  # over the residuals' standard deviation (Zhang 1997, Table 1)
+_TUNING = {"huber": 1.345, "cauchy": 2.385, "gm": 2.385}  # residuals' deviations (Zhang 1997, Table 1; gm as cauchy)
 
 
 class Sums(NamedTuple):
@@ -44,10 +45,20 @@ class Alignment:
     into (vgicp), within `max_distance`; with a robust kernel its scale follows the residuals' median.
     """
 
-    def __init__(self, source: Cloud, target: Cloud, method: str, max_distance: float, robust: str | None) -> None:
+    def __init__(
+        self,
+        source: Cloud,
+        target: Cloud,
+        method: str,
+        max_distance: float,
+        robust: str | None,
+        *,
+        backend: str = "auto",
+    ) -> None:
         points = source.points
         self.source, self.target, self.method, self.robust = source, target, METHODS.index(method), robust
         self.max_distance, self.square_scale, self.memory = max_distance, 1.0, 0
+        self.warp = bridge.choose(backend, points)
         self.count, self.device, self.dtype = len(points), points.device, points.dtype
         self.match = torch.full((self.count,), -1, dtype=torch.int32, device=self.device)
         self.found = torch.empty_like(self.match)
@@ -122,6 +133,15 @@ class Alignment:
 
     def _find(self, poses: Tensor, stride: int, memory: int, found: Tensor) -> None:
         points, limit, items = self.source.points, self.max_distance**2, len(found)
+        if not self.warp:
+            part, flat = points[::stride], poses.reshape(-1, 12)
+            if self.cells is None:
+                found.copy_(twin.find_nearest(part, flat, self.matched, self.max_distance))
+            else:
+                keys, _, origin = self.cells
+                reach = self.max_distance
+                found.copy_(twin.find_cells(part, flat, self.matched, keys, origin, reach, reach))
+            return
         start = (points, poses, -(-self.count // stride), stride, self.matched)
         if self.cells is not None:
             args = (*start, *self.cells, 1 / self.max_distance, limit, memory, self.match, self.last, found)
@@ -144,11 +164,25 @@ class Alignment:
         """The kernel's sums for each pose, (P, 32) float64 on the CPU, of a left perturbation exp(xi') T."""
         count = -(-self.count // stride)
         chunks = -(-count // _CHUNK)
-        rows = torch.empty((poses.numel() // 12, chunks, kernels.SUMS), dtype=torch.float64, device=self.device)
         shape = self.target.normals if method == METHODS.index("plane") else self.shape
-        robust = 0 if self.robust is None or method is not None else 1 + KERNELS.index(self.robust)
+        kind = None if method is not None else self.robust
+        method = self.method if method is None else method
+        if not self.warp:
+            normals = self.normals[::stride]
+            part = (self.source.points[::stride], normals, self.matched, shape)
+            rows = []
+            for pose, own in zip(poses.reshape(-1, 12), found.reshape(-1, count), strict=True):
+                sums, s, g = twin.normal_equations(*part, own, pose, method, kind, self.square_scale**0.5)
+                rows.append(sums)
+                if derivatives != 1:
+                    squares.copy_(s)
+                if derivatives == 2:
+                    scores.copy_(g)
+            return torch.stack(rows).cpu()
+        rows = torch.empty((poses.numel() // 12, chunks, kernels.SUMS), dtype=torch.float64, device=self.device)
+        robust = 0 if kind is None else 1 + KERNELS.index(kind)
         args = (self.source.points, self.normals, self.matched, shape, found, poses, count, stride, _CHUNK)
-        args = (*args, self.method if method is None else method, robust, self.square_scale, derivatives)
+        args = (*args, method, robust, self.square_scale, derivatives)
         kernel = kernels.normal_equations[self.dtype]
         items = rows.shape[0] * chunks
         bridge.launch(kernel, items, *args, rows, squares, scores, device=self.device, grain=2048 // _CHUNK)

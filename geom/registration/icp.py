@@ -175,7 +175,8 @@ def _register(
     steps = torch.tensor([probe] * 3 + [probe / a.radius] * 3, dtype=torch.float64)
     sure = pose_uncertainty(
         total.hessian,
-        problem.sums(pose, method=plane).hessian / count,
+        problem.sums(pose, method=plane).hessian,
+        problem.sums(pose, method=METHODS.index("point")).hessian,
         problem.curvature(fit.value, steps),
         total.scores[matched],
         matches[matched] // min(_GROUP, max(1, count // 500)),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 __all__ = ["PoseUncertainty", "pose_uncertainty", "twist_adjoint"]
 
-DEGENERATE = 0.01  # mean of (normal . motion)^2 below which a direction counts as not held
+DEGENERATE = 0.03  # real scenes hold every motion at 0.1 or more; noisy normals on a corridor make up 0.005 to 0.03
 _FEW = 20  # groups below which their scatter says less than the residuals' variance
 
 
@@ -30,6 +30,7 @@ def twist_adjoint(rotation: Float[Tensor, "3 3"], translation: Float[Tensor, "3"
 def pose_uncertainty(
     hessian: Float[Tensor, "6 6"],
     held_by: Float[Tensor, "6 6"],
+    motion: Float[Tensor, "6 6"],
     curvature: tuple[Float[Tensor, "6 6"], Float[Tensor, "6 6"]],
     scores: Float[Tensor, "n 6"],
     group: Int64[Tensor, " n"],
@@ -46,21 +47,28 @@ def pose_uncertainty(
     gradient's own derivative, H corrected by what `curvature` found on a part of the points with matches free to
     change, within a twentieth of H and twice H.
 
-    A direction is degenerate where `held_by`, the mean over the matches of (n . d)^2 with n the surface normal and d the
-    point's motion, rotations measured by the arc at `radius`, is below 0.01. Its variance is set to radius^2: nothing
-    is known within the scene. No variance is below (1e-8 radius)^2, so that exact data have a finite information.
+    A direction is degenerate where the mean of (n . d)^2 over the mean of |d|^2 is below 0.03, n the surface normal at a
+    match and d the point's motion: the generalised eigenproblem held_by x = share motion x, which has no units to choose.
+    Its variance is that of a root mean square motion of `radius`: nothing is known within the scene. No variance is
+    below a motion of 1e-8 radius, so that exact data have a finite information.
 
-    Args: hessian, held_by (6, 6) and scores (n, 6), the gradient of each match, in twists (v, omega) about the cloud's
-    centre; group (n,); residual_variance, of the weighted residuals; radius of the cloud, metres; frame (6, 6), from
+    Args: hessian (6, 6) and scores (n, 6), the gradient of each match, in twists (v, omega) about the cloud's centre;
+    held_by and motion (6, 6), the sums of (n . d)^2 and |d|^2 as forms in the same; curvature, K and H on a part of the
+    points; group (n,); residual_variance, of the weighted residuals; radius of the cloud, metres; frame (6, 6), from
     those twists to the ones reported.
     """
     scale = torch.ones(6, dtype=torch.float64)
     scale[3:] = 1 / radius
-    share, basis = torch.linalg.eigh(held_by * scale[:, None] * scale)
-    held = share >= DEGENERATE
-    to_twist = frame * scale @ basis  # from the basis, where everything is in metres, to the reported twists
+    ridge = 1e-9 * torch.eye(6, dtype=torch.float64)  # a turn that moves no point is a motion too
+    share_of = 1 / max(1, len(scores))
+    root = torch.linalg.cholesky(motion * scale[:, None] * scale * share_of + ridge)
+    unit = scale[:, None] * torch.linalg.inv(root).T  # columns: twists of one metre's root mean square motion
+    share, turn = torch.linalg.eigh(unit.T @ (held_by * share_of) @ unit)
+    held, unit = share >= DEGENERATE, unit @ turn
+    to_twist = frame @ unit
+
     def reduced(matrix: Tensor) -> Tensor:
-        return (basis.T @ (matrix * scale[:, None] * scale) @ basis)[held][:, held]
+        return (unit.T @ matrix @ unit)[held][:, held]
 
     h = reduced(hessian)
     inverse = _inverse_slope(h, *map(reduced, curvature))
@@ -70,7 +78,7 @@ def pose_uncertainty(
         middle = residual_variance * h
     else:
         sums = scores.new_zeros((count, 6)).index_add(0, index, scores)
-        sums = (sums * scale @ basis)[:, held]
+        sums = (sums @ unit)[:, held]
         middle = count / (count - 7) * sums.T @ sums
     spread = inverse @ middle @ inverse
     spread = spread + (1e-8 * radius) ** 2 * torch.eye(len(spread), dtype=torch.float64)
