@@ -1,4 +1,4 @@
-"""Local registration: nearest neighbours kept while they provably stay the same, and normal equations chunk by chunk."""
+"""Local registration: neighbours kept while they provably stay the same, and normal equations chunk by chunk."""
 
 from geom.kernels.native import native_kernel
 from geom.kernels.neighbors import TREE, walk
@@ -23,8 +23,8 @@ _MOVE = """
 associate = native_kernel(
     __name__,
     "associate",
-    f"source: real[], poses: float64[], count: int32, every: int32, target: real[], {TREE}, limit: real, memory: int32, "
-    "match: int32[], last: real[], slack: real[], found: int32[]",
+    f"source: real[], poses: float64[], count: int32, every: int32, target: real[], {TREE}, limit: real, "
+    "memory: int32, match: int32[], last: real[], slack: real[], found: int32[]",
     # `slack` is a lower bound, at the place `last`, on the distance of every target point but the match. A point that
     # has moved by m since then keeps its match while the match is nearer than slack - m: no search, same answer.
     # `memory` 0 starts afresh, 1 uses and renews match, last and slack, 2 uses them and writes only `found`.
@@ -120,7 +120,8 @@ find_cells = native_kernel(
     if (memory != 2) { last.data[p] = name; match.data[p] = place; }
     found.data[i] = -1;
     if (place < 0) return;
-    const REAL ex = means.data[3 * place] - x[0], ey = means.data[3 * place + 1] - x[1], ez = means.data[3 * place + 2] - x[2];
+    const REAL* mean = means.data + 3 * place;
+    const REAL ex = mean[0] - x[0], ey = mean[1] - x[1], ez = mean[2] - x[2];
     if (ex * ex + ey * ey + ez * ez <= limit) found.data[i] = place;
     """,
 )
@@ -129,8 +130,8 @@ normal_equations = native_kernel(
     __name__,
     "normal_equations",
     "source: real[], source_normals: real[], target: real[], target_shape: real[], found: int32[], poses: float64[], "
-    "count: int32, every: int32, chunk: int32, method: int32, robust: int32, square_scale: float64, derivatives: int32, "
-    "sums: float64[], squares: float64[], scores: float64[]",
+    "count: int32, every: int32, chunk: int32, method: int32, robust: int32, square_scale: float64, "
+    "derivatives: int32, sums: float64[], squares: float64[], scores: float64[]",
     # Item i is a chunk of points under one pose, chunks fastest, summed in order in float64. With e = q - x
     # and x = T p the cost of a point is rho(e^T M e)/2.
     #   method 0  point  M = I

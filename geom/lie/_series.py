@@ -27,7 +27,8 @@ def exponential(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     half = torch.where(small, torch.ones_like(u), u).sqrt() / 2
     cos, sin = half.cos(), half.sin()
     closed = torch.cat([cos, sin / half, (half - sin * cos) / (4 * half**3)], -1)
-    return torch.where(small, series, closed).split(1, -1)
+    cosine, sinc, cubic = torch.where(small, series, closed).split(1, -1)
+    return cosine, sinc, cubic
 
 
 def inverse_left(u: Tensor) -> Tensor:

@@ -28,21 +28,21 @@ _TUNING = {"huber": 1.345, "cauchy": 2.385, "gm": 2.385}  # residuals' deviation
 
 class Sums(NamedTuple):
     """Sums over the matches: `hessian` (6, 6) and `gradient` (6,) of a right perturbation, `cost`, `square` of the
-    distances, `count`; and `scores` (N, 6), each point's share of the gradient, where they were asked for."""
+    distances, `matches` in number; and `scores` (N, 6), each point's share of the gradient, where asked for."""
 
     hessian: Tensor
     gradient: Tensor
     cost: Tensor
     square: Tensor
-    count: Tensor
+    matches: Tensor
     scores: Tensor
 
 
 class Alignment:
     """Sum of rho(e^T M e)/2 over matches e = q - T p, M by method (see `geom.kernels.registration`).
 
-    `linearize` matches every source point anew: with the nearest target point (point, plane, gicp) or the voxel it falls
-    into (vgicp), within `max_distance`; with a robust kernel its scale follows the residuals' median.
+    `linearize` matches every source point anew: with the nearest target point (point, plane, gicp) or the voxel it
+    falls into (vgicp), within `max_distance`; with a robust kernel its scale follows the residuals' median.
     """
 
     def __init__(
@@ -65,8 +65,9 @@ class Alignment:
         self.squares = torch.empty(self.count, dtype=torch.float64, device=self.device)  # weighted, -1 without a match
         self.cells: tuple[Tensor, int, Tensor] | None = None
         none = points.new_zeros((0, 3))
+        self.planes = none if target.normals is None else target.normals
         if method == "vgicp":
-            normals = target.normals if target.normals is not None else none
+            normals = self.planes
             cells = voxels(target.points, target.tree.offsets, max_distance)
             outer = (normals[:, :, None] * normals[:, None, :]).flatten(1)[:, [0, 1, 2, 4, 5, 8]]
             means = cell_mean(torch.cat([target.points, outer], -1), cells)
@@ -75,9 +76,9 @@ class Alignment:
             self.last = torch.empty(self.count, dtype=torch.int64, device=self.device)
         else:
             self.matched = target.points
-            self.shape = target.normals if target.normals is not None else none
+            self.shape = self.planes
             self.last, self.slack = torch.empty_like(points), points.new_empty(self.count)
-        self.normals = source.normals if source.normals is not None else none
+        self.normals = none if source.normals is None else source.normals
 
     def linearize(self, value: Rigid) -> Quadratic:
         pose = self.pose(value)
@@ -164,7 +165,7 @@ class Alignment:
         """The kernel's sums for each pose, (P, 32) float64 on the CPU, of a left perturbation exp(xi') T."""
         count = -(-self.count // stride)
         chunks = -(-count // _CHUNK)
-        shape = self.target.normals if method == METHODS.index("plane") else self.shape
+        shape = self.planes if method == METHODS.index("plane") else self.shape
         kind = None if method is not None else self.robust
         method = self.method if method is None else method
         if not self.warp:

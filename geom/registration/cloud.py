@@ -37,7 +37,8 @@ def prepare(points: Points, voxel_size: float, *, normals: bool, name: str) -> C
     thin = cell_mean(x, cells)
     if len(thin) < 3:
         raise ShapeError(
-            f"voxel_size: expected one that leaves at least 3 points of {name}, got {voxel_size:g}, which leaves {len(thin)}"
+            f"voxel_size: expected one that leaves at least 3 points of {name}, got {voxel_size:g}, "
+            f"which leaves {len(thin)}"
         )
     low, high = (corner[0].double() for corner in corners(thin, cells.offsets))
     center = (low + high) / 2

@@ -65,8 +65,8 @@ def icp(
     Minimises sum rho(e^T M e)/2 over matches e = q - T p by Levenberg-Marquardt, matching anew at every step:
     "point" M = I (Besl and McKay 1992); "plane" M = n n^T (Chen and Medioni 1991); "gicp" M = (C_q + R C_p R^T)^-1 with
     C = diag(1e-3, 1, 1) along each point's normal (Segal et al. 2009, Eq. (2)); "vgicp" the same against the mean
-    of each target voxel of edge `max_distance` (Koide et al. 2021, Eq. (13)). Both clouds are first thinned to one point
-    a voxel and moved to their own centres, so coordinates far from the origin cost no accuracy (float64 input).
+    of each target voxel of edge `max_distance` (Koide et al. 2021, Eq. (13)). Both clouds are first thinned to one
+    point a voxel and moved to their own centres, so coordinates far from the origin cost no accuracy (float64 input).
 
     Args:
         source, target: (N, 3) and (M, 3) tensors or Points, metres, float32 or float64 (the accuracy of the inner
@@ -80,14 +80,14 @@ def icp(
         robust: None, "huber", "cauchy" or "gm", its scale from the residuals' median at every step.
     Returns: Registration (a list of them for pairs), on the CPU in float64. Its covariance counts errors shared by
         neighbouring points as shared; directions that the surfaces leave open are in `degenerate_directions`.
-    Raises: ShapeError for input that is no cloud, has fewer than 3 points or NaN; GeomError where at the guess fewer than
-        3 points have a match; warns ConvergenceWarning where `max_iterations` came first.
+    Raises: ShapeError for input that is no cloud, has fewer than 3 points or NaN; GeomError where at the guess fewer
+        than 3 points have a match; warns ConvergenceWarning where `max_iterations` came first.
 
     >>> cloud = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
     >>> icp(cloud, cloud + 0.01, method="point").value.translation.round(decimals=3).tolist()
     [0.01, 0.01, 0.01]
 
-    Guarantees: not differentiable; deterministic (any number of threads); 1 mm and 1 mrad of the optimum at 0.25 m voxels
+    Guarantees: not differentiable; deterministic (any number of threads); 1 mm and 1 mrad of the optimum at 25 cm
     """
     sources, targets = _clouds(source, "source"), _clouds(target, "target")
     single = len(sources) == len(targets) == 1 and not isinstance(source, (list, tuple))
@@ -166,7 +166,7 @@ def _register(
     pose = problem.pose(fit.value)
     problem.find(pose)
     total = problem.sums(pose, scores=True)
-    count = max(1, int(total.count))
+    count = max(1, int(total.matches))
     rmse = (total.square / count).sqrt()
     plane = SOURCE_PLANE if method == "vgicp" else METHODS.index("plane")
     matches = problem.found.cpu().long()
@@ -193,7 +193,7 @@ def _register(
         iterations=fit.iterations,
         information=sure.information,
         rmse=rmse,
-        overlap=total.count / len(a.points),
+        overlap=total.matches / len(a.points),
         degenerate_directions=sure.degenerate_directions,
         method=method,
         voxel_size=voxel_size,

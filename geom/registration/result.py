@@ -1,6 +1,6 @@
 """`Registration`: the pose that carries one cloud onto another, and how sure it is."""
 
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from geom.lie import Rigid

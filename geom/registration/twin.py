@@ -27,7 +27,7 @@ def find_nearest(points: Tensor, poses: Tensor, target: Tensor, max_distance: fl
 def find_cells(
     points: Tensor, poses: Tensor, means: Tensor, keys: Tensor, origin: Tensor, size: float, max_distance: float
 ) -> Tensor:
-    """Place in `keys` (sorted) of the voxel that holds each moved point, -1 for none or a mean too far; (P N,) int32."""
+    """Place in `keys` (sorted) of the voxel that holds each moved point, -1 for none or a far mean; (P N,) int32."""
     moved = move(points, poses).reshape(-1, 3)
     one = torch.tensor([0, len(moved)], device=points.device)
     sizes = torch.full((1,), size, dtype=points.dtype, device=points.device)
@@ -39,7 +39,7 @@ def find_cells(
 
 
 def weights(method: int, turned: Tensor, shape: Tensor) -> Tensor:
-    """M (N, 3, 3) of e^T M e, from the source's normals in the target's frame and what the target has for each match."""
+    """M (N, 3, 3) of e^T M e, from the source's normals in the target's frame and the target's shape at each match."""
     eye = torch.eye(3, dtype=shape.dtype, device=shape.device)
 
     def outer(n: Tensor) -> Tensor:

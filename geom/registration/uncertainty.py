@@ -41,16 +41,16 @@ def pose_uncertainty(
 ) -> PoseUncertainty:
     """Sandwich covariance K^-1 B K^-T of the pose where the gradient vanishes (Huber 1967; Liang and Zeger 1986).
 
-    B = sum over groups of g g^T, g the sum of a group's scores: errors within a group may depend on each other in any way
+    B = sum over groups of g g^T, g the sum of a group's scores: errors within a group may depend on each other
     (points matched to one neighbourhood share its points, normals and voxels), between groups they are independent. B
     is multiplied by m/(m - 7) for m groups; below 20 groups the residuals' variance times H takes its place. K is the
     gradient's own derivative, H corrected by what `curvature` found on a part of the points with matches free to
     change, within a twentieth of H and twice H.
 
-    A direction is degenerate where the mean of (n . d)^2 over the mean of |d|^2 is below 0.03, n the surface normal at a
-    match and d the point's motion: the generalised eigenproblem held_by x = share motion x, which has no units to choose.
-    Its variance is that of a root mean square motion of `radius`: nothing is known within the scene. No variance is
-    below a motion of 1e-8 radius, so that exact data have a finite information.
+    A direction is degenerate where the mean of (n . d)^2 over the mean of |d|^2 is below 0.03, n the surface normal at
+    a match and d the point's motion: the generalised eigenproblem held_by x = share motion x, free of units. Its
+    variance is that of a root mean square motion of `radius`: nothing is known within the scene. No variance is below
+    a motion of 1e-8 radius, so that exact data have a finite information.
 
     Args: hessian (6, 6) and scores (n, 6), the gradient of each match, in twists (v, omega) about the cloud's centre;
     held_by and motion (6, 6), the sums of (n . d)^2 and |d|^2 as forms in the same; curvature, K and H on a part of the
@@ -94,7 +94,7 @@ def pose_uncertainty(
 
 
 def _inverse_slope(h: Tensor, k_part: Tensor, h_part: Tensor) -> Tensor:
-    """K^-1 with K = H^(1/2) S H^(1/2), S = h_part^(-1/2) k_part h_part^(-1/2) symmetric with eigenvalues in [1/20, 2]."""
+    """K^-1 with K = H^(1/2) S H^(1/2), S = h_part^(-1/2) k_part h_part^(-1/2) symmetric, eigenvalues in [1/20, 2]."""
     root = _power(h_part, -0.5)
     share = root @ k_part @ root
     values, vectors = torch.linalg.eigh((share + share.T) / 2)
