@@ -1,7 +1,6 @@
 """Geometry and equivariant learning on torch: import the rooms you need, `import geom` loads none of them."""
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,8 @@ def __getattr__(name: str) -> ModuleType | str:
     if name in __all__:
         return import_module(f"geom.{name}")
     if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version  # 20 ms that most imports never need
+
         try:
             return version("geom-toolkit")
         except PackageNotFoundError:  # a source tree on the path, never installed

@@ -19,8 +19,15 @@ def describe(x: object) -> str:
     return f"{type(x).__name__} {x!r}" if isinstance(x, (int, float, str, bool)) else f"a {type(x).__name__}"
 
 
+def _readable(x: Tensor) -> bool:
+    """Whether numbers can be looked at: not while torch.compile traces, nor under torch.func transforms."""
+    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
 def check_points(x: object, name: str = "points", *, minimum: int = 0, finite: bool = True) -> Tensor:
     """Return `x` if it is a float32 or float64 tensor (N, 3) of finite numbers with N >= minimum.
+
+    Numbers go unchecked while torch.compile traces and under torch.func transforms, here and in `check_offsets`.
 
     Raises: ShapeError, saying what came.
     """
@@ -29,7 +36,7 @@ def check_points(x: object, name: str = "points", *, minimum: int = 0, finite: b
     if x.shape[0] < minimum:
         raise ShapeError(f"{name}: expected at least {minimum} points, got {x.shape[0]}")
     # a finite sum has finite terms, at a quarter of the cost; one that overflowed is looked at again
-    if finite and not bool(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x).all()):
+    if finite and _readable(x) and not bool(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x).all(-1)).sum())
         raise ShapeError(f"{name}: expected finite coordinates, got NaN or inf in {bad} of {x.shape[0]} points")
     return x
@@ -44,7 +51,9 @@ def check_offsets(offsets: Tensor | None, count: int, name: str = "offsets", *, 
         return torch.tensor([0, count], dtype=torch.int64, device=device)
     if not isinstance(offsets, Tensor) or offsets.dtype != torch.int64 or offsets.ndim != 1 or not offsets.numel():
         raise ShapeError(f"{name}: expected an int64 tensor (B+1,), got {describe(offsets)}")
-    if int(offsets[0]) != 0 or int(offsets[-1]) != count or bool((offsets[1:] < offsets[:-1]).any()):
+    if _readable(offsets) and (
+        int(offsets[0]) != 0 or int(offsets[-1]) != count or bool((offsets[1:] < offsets[:-1]).any())
+    ):
         raise ShapeError(f"{name}: expected to rise from 0 to {count}, got {offsets.tolist()[:8]}")
     return offsets.to(device)
 

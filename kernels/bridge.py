@@ -5,6 +5,7 @@ a launch on one thread, the bridge cuts long launches into contiguous chunks, on
 independent; results are then the same bits for any number of threads. Sources of several dtypes come from one template.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from geom.checks import check_choice
+from geom.checks import check_choice, describe
+from geom.errors import ShapeError
 from geom.kernels.native import DTYPES, start
 
 __all__ = ["BACKENDS", "choose", "launch", "operator", "warmup"]
@@ -28,20 +30,27 @@ Dispatch = Callable[[torch.dtype], wp.Kernel]
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:  # a forked process has none of its parent's threads
     return ThreadPoolExecutor(threads, thread_name_prefix="geom-warp")
 
 
 def choose(backend: str, *tensors: Tensor) -> bool:
     """True where the Warp kernel is to run: "warp" and "torch" force one; "auto" is Warp for the dtypes it has, and the
-    torch twin under functorch transforms and for any other dtype or device."""
+    torch twin under functorch transforms and for any other dtype or device.
+
+    Raises: ShapeError for another backend, and for "warp" where it cannot run.
+    """
     check_choice(backend, BACKENDS, "backend")
-    if backend != "auto":
-        return backend == "warp"
-    return all(
-        t.dtype in DTYPES and t.device.type in ("cpu", "cuda") and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        for t in tensors
-    )
+    if backend == "torch":
+        return False
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    odd = [t for t in tensors if t.dtype not in DTYPES or t.device.type not in ("cpu", "cuda") or wrapped(t)]
+    if odd and backend == "warp":
+        raise ShapeError(
+            'backend: expected float32 or float64 on the CPU or CUDA, and no torch.func transform, for "warp", '
+            f"got {describe(odd[0])} on {odd[0].device}"
+        )
+    return not odd
 
 
 def _descriptor(x: Any) -> Any:
@@ -68,10 +77,12 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
     wp.load_module(kernel.module, device="cpu")  # compiled before the threads race for it
     bounds = [items * t // threads for t in range(threads + 1)]
 
-    def part(start: int, stop: int) -> None:
-        wp.launch(kernel, dim=stop - start, inputs=[start, *packed], device="cpu")
+    def part(begin: int, end: int) -> None:
+        wp.launch(kernel, dim=end - begin, inputs=[begin, *packed], device="cpu")
 
-    list(_pool(threads).map(part, bounds[:-1], bounds[1:]))
+    rest = _pool(threads - 1, os.getpid()).map(part, bounds[1:-1], bounds[2:])
+    part(bounds[0], bounds[1])  # this thread works too
+    list(rest)
 
 
 def _adjoint(
@@ -108,10 +119,11 @@ def operator(
 ) -> Callable[..., Any]:
     """A kernel as the torch op `geom::name`, with fake and autograd registrations.
 
-    Args: schema, the op's signature in torch's notation, e.g. "(Tensor x, Tensor starts) -> Tensor"; kernel(dtype of
-    the first tensor), the Warp kernel whose arguments are `first`, the op's, and the outputs; output(*args), the empty
-    output or outputs, also used on fake tensors; items(*args), the launch's size; differentiable (ops of one output),
-    the places of the inputs that get gradients, through the adjoint Warp generates.
+    Args: schema, the op's signature in torch's notation, e.g. "(Tensor x, Tensor starts) -> Tensor", a tensor first;
+    kernel(dtype of that tensor), the Warp kernel whose arguments are `first`, the op's, and the outputs; output(*args),
+    the empty output or outputs, also used on fake tensors; items(*args), the launch's size; differentiable (ops of one
+    output), the places of the inputs that get gradients, through the adjoint Warp generates. A gradient of the gradient
+    is an error.
 
     The pattern: detached inputs, outputs that torch allocates, torch tensors alone saved, and in the backward pass
     fresh zero gradients and a cloned incoming one. A Tape over `from_torch` of a tensor that requires grad would share
@@ -132,17 +144,16 @@ def operator(
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *saved, out = ctx.saved_tensors
         rest = iter(saved)
-        args = [next(rest) if x is None else x for x in ctx.plain]
-        grads = back(grad, out, args)
-        return tuple(grads.pop(0) if i in differentiable else None for i in range(len(args)))
+        grads = adjoint(grad, out, *(next(rest) if x is None else x for x in ctx.plain))
+        return tuple(grads.pop(0) if i in differentiable else None for i in range(len(ctx.plain)))
 
-    def run_backward(grad: Tensor, out: Tensor, tensors: list[Tensor], numbers: list[int]) -> list[Tensor]:
-        start()
-        args = _weave(tensors, numbers)
+    def run_backward(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
         inputs = [x.detach().contiguous() if isinstance(x, Tensor) else x for x in args]
         grads = [torch.zeros_like(x) if i in differentiable else x for i, x in enumerate(inputs)]
         clone = grad.detach().clone(memory_format=torch.contiguous_format)
-        _adjoint(kernel(grad.dtype), items(*args), inputs, [out.detach()], grads, [clone], out.device)
+        if items(*args):
+            start()
+            _adjoint(kernel(args[0].dtype), items(*args), inputs, [out.detach()], grads, [clone], out.device)
         return [grads[i] for i in differentiable]
 
     op = torch.library.custom_op(f"geom::{name}", forward, mutates_args=(), schema=schema)
@@ -152,27 +163,15 @@ def operator(
             f"geom::{name}_adjoint",
             run_backward,
             mutates_args=(),
-            schema="(Tensor grad, Tensor out, Tensor[] tensors, int[] numbers) -> Tensor[]",
+            schema=f"(Tensor grad, Tensor out, {schema.split(') ->')[0].strip()[1:]}) -> Tensor[]",
         )
 
         @adjoint.register_fake
-        def _(grad: Tensor, out: Tensor, tensors: list[Tensor], numbers: list[int]) -> list[Tensor]:
-            args = _weave(tensors, numbers)
-            return [torch.empty_like(args[i]) for i in differentiable]
-
-        def back(grad: Tensor, out: Tensor, args: list[Any]) -> list[Tensor]:
-            tensors = [x for x in args if isinstance(x, Tensor)]
-            places = [-1 if isinstance(x, Tensor) else int(x) for x in args]
-            return list(adjoint(grad, out, tensors, places))
+        def _(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
+            return [torch.empty_like(args[i], memory_format=torch.contiguous_format) for i in differentiable]
 
         op.register_autograd(backward, setup_context=setup)
     return op
-
-
-def _weave(tensors: Sequence[Tensor], numbers: Sequence[int]) -> list[Any]:
-    """The op's arguments again, from its tensors and its numbers; -1 marks a tensor's place."""
-    rest = iter(tensors)
-    return [next(rest) if n == -1 else n for n in numbers]
 
 
 def warmup(device: str = "cpu") -> dict[str, float]:

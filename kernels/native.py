@@ -56,7 +56,8 @@ def _build(module: str, name: str, signature: str, snippet: str, real: type) -> 
     stub = _define(module, f"{name}_item", f"(i, {names}): ...\n", {})
     stub.__annotations__ = {"i": wp.int32, **hints}
     native = wp.func_native(snippet.replace("REAL", f"wp::{real.__name__}"))(stub)
-    entry = _define(module, name, f"(first, {names}):\n    native(first + wp.tid(), {names})\n", {"native": native, "wp": wp})
+    body = f"(first, {names}):\n    native(first + wp.tid(), {names})\n"
+    entry = _define(module, name, body, {"native": native, "wp": wp})
     entry.__annotations__ = {"first": wp.int32, **hints}
     return wp.Kernel(entry, module=wp.get_module(module), options={"enable_backward": False})
 

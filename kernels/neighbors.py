@@ -108,7 +108,8 @@ leaves = native_kernel(
 nodes = native_kernel(
     __name__,
     "nodes",
-    "leaf_points: real[], bases: int32[], stride: int32, level: int32, node_base: int32, child_base: int32, boxes: real[]",
+    "leaf_points: real[], bases: int32[], stride: int32, level: int32, node_base: int32, child_base: int32, "
+    "boxes: real[]",
     # Node i of this level: low x, y, z and high x, y, z of its eight children, eight numbers each.
     """
     const REAL FAR = INFINITY;
@@ -189,7 +190,11 @@ WALK = """
         for (int j = 0; j < 8; ++j) hits |= (unsigned)(d[j] <= BOUND && d[j] < REAL(INFINITY)) << j;
         MISSED
         for (; hits; hits &= hits - 1) {
-            const int j = FIRST_BIT(hits);
+#if defined(__CUDA_ARCH__)
+            const int j = __ffs(hits) - 1;
+#else
+            const int j = __builtin_ctz(hits);
+#endif
             int at = top++;
             while (at > bottom && stack_d[at - 1] < d[j]) {
                 stack_d[at] = stack_d[at - 1]; stack_node[at] = stack_node[at - 1]; --at;
@@ -211,7 +216,7 @@ def walk(bound: str, leaf: str, pruned: str = "") -> str:
     """The walk with its blanks filled in; `pruned` sees the squared distance of what is left out as `@`."""
     missed = f"for (int j = 0; j < 8; ++j) if (!(hits >> j & 1u)) {{ {pruned.replace('@', 'd[j]')} }}" if pruned else ""
     text = WALK.replace("MISSED", missed).replace("DROPPED", pruned.replace("@", "stack_d[top]"))
-    return text.replace("BOUND", bound).replace("LEAF", leaf).replace("FIRST_BIT", "__builtin_ctz")
+    return text.replace("BOUND", bound).replace("LEAF", leaf)
 
 
 CHUNK = 16
@@ -219,7 +224,8 @@ CHUNK = 16
 knn = native_kernel(
     __name__,
     "knn",
-    f"query: real[], query_offsets: int64[], {TREE}, k: int32, limit: real, count: int32, index: int64[], square: real[]",
+    f"query: real[], query_offsets: int64[], {TREE}, k: int32, limit: real, count: int32, "
+    "index: int64[], square: real[]",
     # Item i is a chunk of queries. Rows are kept sorted by (squared distance, index): ties go to the lower index,
     # whatever the order of the walk. The k-th neighbour of a query is no farther than that of the query before it plus
     # the way between the two: where queries follow each other closely, the walk starts with a near bound.
@@ -275,7 +281,8 @@ radius_count = native_kernel(
 radius_fill = native_kernel(
     __name__,
     "radius_fill",
-    f"query: real[], query_offsets: int64[], {TREE}, square_radius: real, rows: int64[], index: int64[], square: real[]",
+    f"query: real[], query_offsets: int64[], {TREE}, square_radius: real, rows: int64[], "
+    "index: int64[], square: real[]",
     # Each row by index: a Shell sort, in place.
     _QUERY
     + """

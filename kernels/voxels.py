@@ -51,8 +51,8 @@ morton_keys = native_kernel(
 radix_order = native_kernel(
     __name__,
     "radix_order",
-    "unit: real[], keys: int64[], offsets: int64[], bits: int32, spare: int64[], spare_order: int64[], ordered: int64[], "
-    "order: int64[]",
+    "unit: real[], keys: int64[], offsets: int64[], bits: int32, spare: int64[], spare_order: int64[], "
+    "ordered: int64[], order: int64[]",
     # Item i is a cloud: stable, 11 bits a pass, least first, from one pair of arrays to the other and back.
     """
     const long long begin = offsets.data[i], count = offsets.data[i + 1] - begin;
@@ -87,7 +87,7 @@ def _mean_kernel(real: type) -> wp.Kernel:
         order: wp.array(dtype=wp.int64),
         starts: wp.array(dtype=wp.int64),
         out: wp.array2d(dtype=real),
-    ):
+    ) -> None:
         # One segment. Sums run in float64, in the order of the segment, so the bits depend on nothing else.
         segment = first + wp.tid()
         begin = wp.int32(starts[segment])
@@ -109,7 +109,7 @@ segment_mean: Callable[[Tensor, Tensor, Tensor], Tensor] = bridge.operator(
     "segment_mean",
     "(Tensor values, Tensor order, Tensor starts) -> Tensor",
     kernel=lambda dtype: _MEAN[dtype],
-    output=lambda values, order, starts: torch.empty_like(values[:1]).expand(starts.shape[0] - 1, -1).contiguous(),
+    output=lambda values, order, starts: values.new_empty((starts.shape[0] - 1, values.shape[1])),
     items=lambda values, order, starts: starts.shape[0] - 1,
     differentiable=(0,),
 )

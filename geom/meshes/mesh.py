@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-import torch
 
 from geom.checks import check_points, describe
 from geom.errors import ShapeError
@@ -16,8 +15,8 @@ __all__ = ["Mesh"]
 class Mesh(Value):
     """A triangle mesh.
 
-    Fields: `vertices` (V, 3) float32 or float64, metres; `faces` (F, 3) int64, counter-clockwise seen from outside, each
-    index in [0, V); `normals` (V, 3) same dtype or None; `colors` (V, 3) float32 in [0, 1] or None.
+    Fields: `vertices` (V, 3) float32 or float64, metres; `faces` (F, 3) int64, counter-clockwise seen from outside,
+    each index in [0, V); `normals` (V, 3) same dtype or None; `colors` (V, 3) float32 in [0, 1] or None.
 
     Raises: ShapeError where a field has the wrong shape or dtype, or a face names a vertex that is not there.
 

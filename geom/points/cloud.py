@@ -18,9 +18,9 @@ __all__ = ["Points", "as_points", "bounds"]
 class Points(Value):
     """Points with what a sensor or a file gives for each of them.
 
-    Fields: `positions` (N, 3) float32 or float64, metres; `normals` (N, 3) same dtype or None; `colors` (N, 3) float32 in
-    [0, 1] or None; `intensities` (N,) float32 or None; `offsets` (B+1,) int64, the bounds of B clouds in one batch, or
-    None for one cloud. `points[i]` is cloud i of the batch; `len(points)` is B.
+    Fields: `positions` (N, 3) float32 or float64, metres; `normals` (N, 3) same dtype or None; `colors` (N, 3) float32
+    in [0, 1] or None; `intensities` (N,) float32 or None; `offsets` (B+1,) int64, the bounds of B clouds in one batch,
+    or None for one cloud. `points[i]` is cloud i of the batch; `len(points)` is B.
 
     Raises: ShapeError where a field has the wrong shape or dtype. Finite coordinates are the algorithms' check.
 
@@ -71,6 +71,8 @@ def as_points(x: "Points | Tensor", name: str = "points", *, offsets: Tensor | N
         x = Points(check_points(x, name, finite=False), offsets=offsets)
     elif not isinstance(x, Points):
         raise ShapeError(f"{name}: expected Points or a tensor (N, 3), got {describe(x)}")
+    elif offsets is not None:
+        raise ShapeError(f"{name}: expected Points, which bring their offsets, or offsets with a tensor, got both")
     check_points(x.positions, name)
     sizes = x.positions.shape[:1] if x.offsets is None else x.offsets.diff().tolist()
     if min(sizes, default=0) < minimum:
@@ -79,7 +81,7 @@ def as_points(x: "Points | Tensor", name: str = "points", *, offsets: Tensor | N
 
 
 def bounds(cloud: Points) -> Tensor:
-    """The cloud's offsets (B+1,) int64 on its device, also where it is a single one."""
+    """The cloud's offsets (B+1,) int64, contiguous and on its device, also where it is a single one."""
     if cloud.offsets is not None:
-        return cloud.offsets
+        return cloud.offsets.to(cloud.positions.device).contiguous()
     return torch.tensor([0, len(cloud.positions)], device=cloud.positions.device)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geom.checks import check_points
+from geom.checks import check_points, describe
 from geom.errors import ShapeError
 from geom.points.cloud import Points, as_points
 from geom.points.neighbors import knn
@@ -56,8 +56,10 @@ def estimate_normals(
     normals = _local_shape(cloud, k, backend)[1]
     if viewpoint is None:
         return normals
-    eye = check_points(viewpoint.reshape(-1, 3), "viewpoint", minimum=1)
-    toward = ((eye.to(cloud.positions) - cloud.positions) * normals).sum(-1, keepdim=True)
+    if not isinstance(viewpoint, Tensor) or viewpoint.shape != (3,):
+        raise ShapeError(f"viewpoint: expected a float tensor (3,), got {describe(viewpoint)}")
+    eye = check_points(viewpoint[None], "viewpoint").to(cloud.positions)
+    toward = ((eye - cloud.positions) * normals).sum(-1, keepdim=True)
     return torch.where(toward < 0, -normals, normals)
 
 
@@ -70,13 +72,13 @@ def _local_shape(cloud: Points, k: int, backend: str) -> tuple[Tensor, Tensor]:
 def local_shape(
     points: Float[Tensor, "n 3"], index: Int64[Tensor, "n k"], *, backend: str = "auto"
 ) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3"]]:
-    """Covariance (N, 3, 3) of the points `index` (N, k) names for each point, -1 for none, and its flattest direction."""
+    """Covariance (N, 3, 3) of the points that `index` (N, k) names for each, -1 for none, and its flattest direction."""
     from geom.kernels import bridge, covariances
 
     x = points.detach().contiguous()
     if bridge.choose(backend, x):
         covariance, normal = x.new_empty((len(x), 3, 3)), torch.empty_like(x)
-        args = (x, index, index.shape[1], covariance, normal)
+        args = (x, index.contiguous(), index.shape[1], covariance, normal)
         bridge.launch(covariances.covariances[x.dtype], len(x), *args, device=x.device)
         return covariance, normal
     there = (index >= 0)[..., None]

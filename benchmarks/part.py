@@ -1,0 +1,111 @@
+"""One thread setting in a process of its own: thread pools take their size from the environment they are born in.
+
+`OMP_NUM_THREADS=1` alone leaves open3d's TBB pool at work on every core (its CPU time is then up to twice its wall
+time), so the one-thread process is also held to one core.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks.harness import Case, Plan, measure
+from benchmarks.report import ROOT, Part, cores, part_from_json
+from geom.errors import GeomError
+
+__all__ = ["Benchmark", "Request", "run_part"]
+
+_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_PARALLEL = 1.05  # CPU time over wall time above which a run was not on one thread
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a part measures: `clock` "cpu" is one thread on one core, "wall" all cores; `pairs` () means all."""
+
+    benchmark: str
+    clock: str
+    device: str
+    quick: bool
+    pairs: tuple[str, ...]
+
+
+class Benchmark(Protocol):
+    """What a module of a benchmark offers."""
+
+    REFERENCE: str
+    NOTES: list[str]
+
+    def cases(self, request: Request, threads: int) -> tuple[int, Iterator[Case], list[str]]:
+        """How many cases, the cases, and which packages are missing, one note each."""
+        ...
+
+
+def find_benchmark(name: str) -> Benchmark:
+    return import_module(f"benchmarks.{name.replace('-', '_')}")  # type: ignore[return-value]
+
+
+def choose_plan(quick: bool) -> Plan:
+    return Plan(rounds=3, seeds=2) if quick else Plan(rounds=10, seeds=5)
+
+
+def run_part(request: Request) -> Part:
+    """Measure in a child process. Raises: GeomError where it fails."""
+    environment = dict(os.environ)
+    for name in _POOLS:
+        environment[name] = "1" if request.clock == "cpu" else str(cores())
+    if "GEOM_DATA" in environment:
+        environment["GEOM_DATA"] = os.path.abspath(environment["GEOM_DATA"])
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "part.json"
+        command = [sys.executable, "-m", "benchmarks.part", json.dumps(asdict(request)), str(out)]
+        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
+        if code:
+            raise GeomError(f"{request.benchmark}: the process that measures ended with exit code {code}")
+        return part_from_json(json.loads(out.read_text()))
+
+
+def _measure_here(request: Request) -> Part:
+    threads = 1 if request.clock == "cpu" else cores()
+    notes = []
+    if request.clock == "cpu" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    import torch
+    from tqdm import tqdm
+
+    from geom.errors import ConvergenceWarning
+
+    warnings.simplefilter("ignore", ConvergenceWarning)  # scored
+    torch.set_num_threads(threads)
+    plan = choose_plan(request.quick)
+    count, cases, missing = find_benchmark(request.benchmark).cases(request, threads)
+    notes += missing
+    series = []
+    finish = torch.cuda.synchronize if request.device == "cuda" else lambda: None
+    with tqdm(total=count, desc=f"{request.clock}, {threads} thread(s)", unit="case", disable=None) as bar:
+        for case in cases:
+            found, failed = measure(case, plan, finish=finish)
+            series += found
+            notes += failed
+            if case.note:
+                notes.append(f"{case.name}: {case.note}")
+            bar.update()
+    if request.clock == "cpu":
+        for s in series:
+            ratio = sum(x.cpu_ms for x in s.samples) / sum(x.wall_ms for x in s.samples)
+            if ratio > _PARALLEL:
+                notes.append(f"{s.case}, {s.library} {s.method}: not on one thread, CPU time {ratio:.2f} of wall time")
+    return Part(request.clock, threads, torch.get_num_threads(), series, notes)
+
+
+if __name__ == "__main__":
+    fields = json.loads(sys.argv[1])
+    part = _measure_here(Request(**{**fields, "pairs": tuple(fields["pairs"])}))
+    Path(sys.argv[2]).write_text(json.dumps(asdict(part)))
