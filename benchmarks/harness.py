@@ -1,4 +1,4 @@
-"""Interleaved measuring: every contender runs once a round, so that whatever else the machine does strikes them alike."""
+"""Interleaved measuring: every contender runs once a round, so what else the machine does strikes them alike."""
 
 import gc
 import time

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Case, Contender
 from benchmarks.pairs import Array, Pair, choose_pairs, first_and_largest, read_pairs
-from benchmarks.part import Request
+from benchmarks.part import Request, installed
 
 __all__ = ["NOTES", "REFERENCE", "cases"]
 
@@ -39,13 +39,15 @@ class _Input(NamedTuple):
 def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str]]:
     pairs = read_pairs()
     chosen = choose_pairs(pairs, request.pairs) or first_and_largest(pairs)
-    makers, missing = [_geom, _scipy], []
-    for maker, package in ((_small_gicp, "small_gicp"), (_open3d, "open3d"), (_open3d_tensor, "open3d")):
-        try:
-            __import__(package)
-            makers.append(maker)
-        except ImportError as error:
-            missing.append(f"{maker.__name__.strip('_')}: left out, {error}")
+    makers, missing = installed(
+        [
+            ("geom", _geom),
+            ("scipy", _scipy),
+            ("small_gicp", _small_gicp),
+            ("open3d", _open3d),
+            ("open3d", _open3d_tensor),
+        ]
+    )
 
     def make() -> Iterator[Case]:
         for pair in chosen:
@@ -57,12 +59,12 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
 
 
 def _prepare(pair: Pair) -> _Input:
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     back = np.linalg.inv(pair.pose)
     queries = (pair.target @ back[:3, :3].T + back[:3, 3]).astype(np.float32)
     x = pair.source.astype(np.float64)
-    tree = cKDTree(x)
+    tree = KDTree(x)
     distance, index = tree.query(x, _K)
     near = x[index] - x[index].mean(1, keepdims=True)
     normals = np.linalg.eigh(near.swapaxes(1, 2) @ near)[1][..., 0]
@@ -70,7 +72,9 @@ def _prepare(pair: Pair) -> _Input:
     return _Input(pair.source, queries, pair.setting.voxel, truth, normals)
 
 
-def _work(library: str, method: str, start: Callable[[], Callable[[], Any]], score: Callable[[Any], dict[str, float]]) -> Contender:
+def _work(
+    library: str, method: str, start: Callable[[], Callable[[], Any]], score: Callable[[Any], dict[str, float]]
+) -> Contender:
     return Contender(library, method, lambda seed: start(), lambda output, seed: score(output))
 
 
@@ -92,8 +96,8 @@ def _count(points: Any) -> dict[str, float]:
 
 
 def _angle(given: _Input, normals: Any) -> dict[str, float]:
-    cosine = np.abs((np.asarray(normals, dtype=np.float64)[:, :3] * given.normals).sum(-1))
-    return {"angle_deg": float(np.degrees(np.median(np.arccos(cosine.clip(0, 1)))))}
+    sine = np.linalg.norm(np.cross(np.asarray(normals, dtype=np.float64)[:, :3], given.normals), axis=-1)
+    return {"angle_deg": float(np.degrees(np.median(np.arcsin(sine.clip(0, 1)))))}
 
 
 def _geom(given: _Input, threads: int, device: str) -> Iterator[Contender]:
@@ -114,15 +118,15 @@ def _geom(given: _Input, threads: int, device: str) -> Iterator[Contender]:
 
 
 def _scipy(given: _Input, threads: int, device: str) -> Iterator[Contender]:
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     points, queries = given.points.astype(np.float64), given.queries.astype(np.float64)
 
     def query(method: str, k: int) -> Callable[[], Any]:
-        tree = cKDTree(points)
+        tree = KDTree(points)
         return lambda: tree.query(points if method == "knn-10" else queries, k, workers=threads)
 
-    yield _work("scipy", "tree", lambda: lambda: cKDTree(points), lambda tree: {})
+    yield _work("scipy", "tree", lambda: lambda: KDTree(points), lambda tree: {})
     yield from _searches("scipy", given, query, lambda found: found[0])
 
 
@@ -174,12 +178,14 @@ def _open3d(given: _Input, threads: int, device: str) -> Iterator[Contender]:
 def _open3d_tensor(given: _Input, threads: int, device: str) -> Iterator[Contender]:
     import open3d as o3d
 
-    place = o3d.core.Device("CUDA:0" if device == "cuda" and o3d.core.cuda.is_available() else "CPU:0")
-    points, queries = (o3d.core.Tensor(x, device=place) for x in (given.points, given.queries))
-    cloud = o3d.t.geometry.PointCloud(points)
+    core: Any = o3d.core  # its stubs do not know its overloads
+    tensor: Any = o3d.t
+    place = core.Device("CUDA:0" if device == "cuda" and core.cuda.is_available() else "CPU:0")
+    points, queries = (core.Tensor(x, device=place) for x in (given.points, given.queries))
+    cloud = tensor.geometry.PointCloud(points)
 
     def build() -> Any:
-        tree = o3d.core.nns.NearestNeighborSearch(points)
+        tree = core.nns.NearestNeighborSearch(points)
         tree.knn_index()
         return tree
 
@@ -188,7 +194,7 @@ def _open3d_tensor(given: _Input, threads: int, device: str) -> Iterator[Contend
         return lambda: tree.knn_search(points if method == "knn-10" else queries, k)
 
     def normals() -> Callable[[], Any]:
-        fresh = o3d.t.geometry.PointCloud(points)
+        fresh = tensor.geometry.PointCloud(points)
 
         def work() -> Any:
             fresh.estimate_normals(max_nn=_K)

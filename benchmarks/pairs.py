@@ -18,8 +18,8 @@ Array = NDArray[np.float64]
 
 
 class Setting(NamedTuple):
-    """Metres and degrees: `voxel`; `reach`, the largest distance of a match and VGICP's voxel; `angle` and `shift` of the
-    start from the label; `stop`, small_gicp's translation step that counts as converged (its default is 1 mm)."""
+    """Metres and degrees: `voxel`; `reach`, the largest distance of a match and VGICP's voxel; `angle` and `shift`
+    of the start from the label; `stop`, small_gicp's translation step counted as converged (its default is 1 mm)."""
 
     voxel: float
     reach: float

@@ -10,19 +10,21 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from benchmarks.harness import Case, Plan, measure
+from benchmarks.harness import Case, Contender, Plan, Series, measure
 from benchmarks.report import ROOT, Part, cores, part_from_json
 from geom.errors import GeomError
 
-__all__ = ["Benchmark", "Request", "run_part"]
+__all__ = ["Benchmark", "Request", "check_one_thread", "choose_plan", "find_benchmark", "installed", "run_part"]
 
+Maker = Callable[[Any, int, str], Iterator[Contender]]  # (input, threads, device)
 _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_BUSY = 0.9
 _PARALLEL = 1.05  # CPU time over wall time above which a run was not on one thread
 
 
@@ -52,8 +54,20 @@ def find_benchmark(name: str) -> Benchmark:
     return import_module(f"benchmarks.{name.replace('-', '_')}")  # type: ignore[return-value]
 
 
+def installed(makers: Sequence[tuple[str, Maker]]) -> tuple[list[Maker], list[str]]:
+    """The makers of contenders whose package can be imported, and a note for each other one."""
+    found, notes = [], []
+    for package, maker in makers:
+        try:
+            import_module(package)
+            found.append(maker)
+        except (ImportError, OSError) as error:  # OSError: a shared library that is not there
+            notes.append(f"{package}: left out, {error}")
+    return found, list(dict.fromkeys(notes))
+
+
 def choose_plan(quick: bool) -> Plan:
-    return Plan(rounds=3, seeds=2) if quick else Plan(rounds=10, seeds=5)
+    return Plan(rounds=3, seeds=2) if quick else Plan(rounds=7, seeds=5)
 
 
 def run_part(request: Request) -> Part:
@@ -98,11 +112,24 @@ def _measure_here(request: Request) -> Part:
                 notes.append(f"{case.name}: {case.note}")
             bar.update()
     if request.clock == "cpu":
-        for s in series:
-            ratio = sum(x.cpu_ms for x in s.samples) / sum(x.wall_ms for x in s.samples)
-            if ratio > _PARALLEL:
-                notes.append(f"{s.case}, {s.library} {s.method}: not on one thread, CPU time {ratio:.2f} of wall time")
+        notes += check_one_thread(series)
     return Part(request.clock, threads, torch.get_num_threads(), series, notes)
+
+
+def check_one_thread(series: Sequence[Series]) -> list[str]:
+    """Notes on what CPU time over wall time tells: above 1 several threads ran, far below 1 other work had the core."""
+
+    def share(some: Sequence[Series]) -> float:
+        samples = [sample for s in some for sample in s.samples]
+        return sum(x.cpu_ms for x in samples) / max(1e-9, sum(x.wall_ms for x in samples))
+
+    notes = []
+    for s in series:
+        if share([s]) > _PARALLEL:
+            notes.append(f"{s.case}, {s.library} {s.method}: not on one thread, CPU time {share([s]):.2f} of wall time")
+    if series and share(series) < _BUSY:
+        notes.append(f"the machine was busy: one thread got {share(series):.0%} of its core, so wall times mean little")
+    return notes
 
 
 if __name__ == "__main__":

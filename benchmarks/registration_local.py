@@ -1,9 +1,9 @@
 """Local registration from perturbed labels: geom.icp, small_gicp, open3d's two interfaces.
 
-Timed: everything from raw clouds in the library's own types to the pose. Each thins both clouds with its own voxel grid,
-takes 10 neighbours for normals and covariances where its method needs them, matches within the same distance, and stops by
-its own rule, after 30 iterations at most. geom works in float32 here, as open3d's tensors do, and its time includes the
-pose's covariance, which the others do not compute.
+Timed: everything from raw clouds in the library's own types to the pose. Each thins both clouds with its own voxel
+grid, takes 10 neighbours for normals and covariances where its method needs them, matches within the same distance, and
+stops by its own rule, after 30 iterations at most. geom works in float32 here, as open3d's tensors do, and its time
+includes the pose's covariance, which the others do not compute.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.harness import Case, Contender
 from benchmarks.pairs import Array, Pair, choose_pairs, first_and_largest, pose_errors, read_pairs
-from benchmarks.part import Request
+from benchmarks.part import Request, installed
 
 __all__ = ["NOTES", "REFERENCE", "cases"]
 
@@ -35,13 +35,9 @@ Work = Callable[[], Any]
 def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str]]:
     pairs = read_pairs()
     chosen = choose_pairs(pairs, request.pairs) or (first_and_largest(pairs) if request.quick else pairs)
-    makers, missing = [_geom], []
-    for maker, package in ((_small_gicp, "small_gicp"), (_open3d, "open3d"), (_open3d_tensor, "open3d")):
-        try:
-            __import__(package)
-            makers.append(maker)
-        except ImportError as error:
-            missing.append(f"{maker.__name__.strip('_')}: left out, {error}")
+    makers, missing = installed(
+        [("geom", _geom), ("small_gicp", _small_gicp), ("open3d", _open3d), ("open3d", _open3d_tensor)]
+    )
 
     def make() -> Iterator[Case]:
         for pair in chosen:
@@ -51,7 +47,9 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
     return len(chosen), make(), missing
 
 
-def _contender(library: str, method: str, pair: Pair, start: Callable[[Array], Work], pose: Callable[[Any], Array]) -> Contender:
+def _contender(
+    library: str, method: str, pair: Pair, start: Callable[[Array], Work], pose: Callable[[Any], Array]
+) -> Contender:
     return Contender(
         library,
         method,
@@ -149,13 +147,15 @@ def _open3d_tensor(pair: Pair, threads: int, device: str) -> Iterator[Contender]
     import open3d as o3d
 
     registration: Any = o3d.t.pipelines.registration
-    place = o3d.core.Device("CUDA:0" if device == "cuda" and o3d.core.cuda.is_available() else "CPU:0")
-    source, target = (o3d.t.geometry.PointCloud(o3d.core.Tensor(x, device=place)) for x in (pair.source, pair.target))
+    tensor: Any = o3d.t
+    core: Any = o3d.core  # its stubs do not know its overloads
+    place = core.Device("CUDA:0" if device == "cuda" and core.cuda.is_available() else "CPU:0")
+    source, target = (tensor.geometry.PointCloud(core.Tensor(x, device=place)) for x in (pair.source, pair.target))
     voxel, reach = pair.setting.voxel, pair.setting.reach
     criteria = registration.ICPConvergenceCriteria(max_iteration=_ITERATIONS)
 
     def start(guess: Array) -> Work:
-        init = o3d.core.Tensor(guess)
+        init = core.Tensor(guess)
 
         def work() -> Any:
             a, b = source.voxel_down_sample(voxel), target.voxel_down_sample(voxel)

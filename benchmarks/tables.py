@@ -1,7 +1,7 @@
 """Tables from a report: text for the terminal, Markdown for the README, rewritten between its markers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -58,7 +58,7 @@ def markdown_tables(report: Report) -> str:
                 rows[-1].append(_number(median(values)) if values else _NONE)
     cases = len(_unique(s.case for s in _of(report.parts)))
     lines = [
-        f"{_heading(report)} Times are medians of {report.rounds} interleaved rounds; the ratios' mean is the geometric "
+        f"{_heading(report)} Times are medians of {report.rounds} interleaved rounds; a ratio's mean is the geometric "
         f"one over {cases} case{'s' * (cases > 1)}; above 1 is slower than {report.reference}.",
         "",
         *_piped(rows),
@@ -75,8 +75,10 @@ def markdown_tables(report: Report) -> str:
 
 
 def rewrite_block(text: str, name: str, body: str) -> str:
-    """`text` with `body` between the markers of benchmark `name`. Raises: ValueError where they do not stand there once,
-    in order."""
+    """`text` with `body` between the markers of benchmark `name`, and nothing else changed.
+
+    Raises: ValueError where the markers do not stand there once, in order.
+    """
     begin = f"<!-- benchmark:{name} -->"
     before, found, rest = text.partition(begin)
     old, ended, after = rest.partition(_END)
@@ -126,7 +128,7 @@ def _of(
     ]
 
 
-def _iter_of(parts: Sequence[Part], case: str, method: str, library: str):  # noqa: ANN202
+def _iter_of(parts: Sequence[Part], case: str, method: str, library: str) -> Iterator[Series]:
     return iter(_of(parts, method, library, case=case))
 
 
@@ -163,14 +165,16 @@ def _number(x: float) -> str:
     return f"{x:.0f}" if abs(x) >= 1000 else f"{x:.3g}"
 
 
-def _unique(items: "Sequence[str] | object") -> list[str]:
-    return list(dict.fromkeys(items))  # type: ignore[call-overload]
+def _unique(items: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(items))
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        "  ".join(
+            x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
     ]
 

@@ -9,10 +9,11 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+import numpy.typing as npt
 import torch
 import tyro
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,10 +21,9 @@ from geom.lie import Rigid
 from geom.optim import Robust, least_squares
 from geom.viz import Camera, Lines, View, render
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-MATCHES, WRONG, NOISE, SCALE = 300, 0.3, 0.002, 0.01  # metres, on an object of 0.3 m
+MATCHES, SHOWN, WRONG = 300, 50, 0.3
+NOISE, SCALE = 0.002, 0.01  # metres, on an object of 0.3 m
+APART = torch.tensor([0.56, -0.12, 0.0], dtype=torch.float64)
 KERNELS = {
     "plain": (None, "#8a909c"),
     "huber": (Robust("huber", SCALE), "#2f6fbf"),
@@ -41,15 +41,11 @@ def match(points: Tensor, truth: Rigid, generator: torch.Generator) -> tuple[Ten
     return source, truth.apply(torch.where(wrong[..., None], other, source)) + noise, wrong
 
 
-def draw(source: Tensor, target: Tensor, wrong: Tensor, points: Tensor, placed: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """The matches (m, 3) between the object at the source and at the target."""
-    segments = torch.arange(2 * len(source)).reshape(2, -1).T
-    red, green = torch.tensor([0.85, 0.15, 0.25]), torch.tensor([0.10, 0.60, 0.48])
-    colors = torch.where(wrong[:, None], red, green).repeat(2, 1)
-    lines = Lines(torch.cat([source, target]), segments, colors)
-    camera = Camera(eye=(0.25, -0.1, -1.0), target=(0.0, 0.0, 0.0), up=(0.0, -1.0, 0.0))
-    grey = (0.62, 0.66, 0.72)
-    return render(points, placed, lines, colors=[grey, grey, None], view=View(size=size, camera=camera))
+def draw(matches: Lines, points: Tensor, placed: Tensor, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The object where it was and, `APART` of it, where it went, and the matches between them."""
+    camera = Camera(eye=(0.24, -0.3, -1.15), target=(0.205, -0.03, 0.0), up=(0.0, -1.0, 0.0), fov=0.4)
+    colors = [(0.16, 0.42, 0.74), (0.93, 0.55, 0.25), None]
+    return render(points, placed + APART, matches, colors=colors, view=View(size=size, camera=camera))
 
 
 def main(quick: bool = False, out: Path = Path("out/examples/fit_robustly.png"), seed: int = 0) -> float:
@@ -66,7 +62,7 @@ def main(quick: bool = False, out: Path = Path("out/examples/fit_robustly.png"),
     with (files("geom.assets") / "scan_object.npz").open("rb") as file:
         points = torch.from_numpy(np.load(file)["src"]).double()
     points = points - points.mean(0)
-    start = Rigid.identity(20 if quick else 200, dtype=torch.float64)
+    start = Rigid.identity(20 if quick else 100, dtype=torch.float64)
     twist = torch.randn(len(start.translation), 6, generator=generator, dtype=torch.float64)
     truth = start.retract(twist * torch.tensor([0.1, 0.1, 0.1, 0.4, 0.4, 0.4], dtype=torch.float64))  # metres, radians
     source, target, wrong = match(points, truth, generator)
@@ -78,24 +74,28 @@ def main(quick: bool = False, out: Path = Path("out/examples/fit_robustly.png"),
         error[name] = 1e3 * (fit.value.apply(points) - truth.apply(points)).square().sum(-1).mean(-1).sqrt()  # mm
         tqdm.write(f"{name:6} median error {error[name].median().item():.3f} mm, {int(fit.iterations.max())} steps")
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=(1.15, 1), layout="constrained")
-    left.imshow(draw(source[0], target[0], wrong[0], points, truth[0].apply(points), (500, 430) if quick else (1000, 860)))
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    ends = torch.cat([source[0, :SHOWN], target[0, :SHOWN] + APART])
+    red, green = torch.tensor([0.88, 0.16, 0.27]), torch.tensor([0.10, 0.62, 0.48])
+    colors = torch.where(wrong[0, :SHOWN, None], red, green).repeat(2, 1)
+    matches = Lines(ends, torch.arange(len(ends)).reshape(2, -1).T, colors)
+    left.imshow(draw(matches, points, truth[0].apply(points), (500, 360) if quick else (1250, 900)))
     left.axis("off")
     for i, (name, (_, color)) in enumerate(KERNELS.items()):
-        spread = i + 0.16 * torch.randn(len(error[name]), generator=generator).clamp(-2, 2)
+        spread = i + 0.5 * torch.rand(len(error[name]), generator=generator) - 0.25
         right.semilogy(spread, error[name], "o", color=color, alpha=0.45, markersize=4, markeredgewidth=0)
         middle = error[name].median().item()
         right.plot([i - 0.4, i + 0.4], [middle, middle], color=color, linewidth=2.5)
-        right.annotate(f"{middle:.2f} mm", (i + 0.42, middle), color=color, va="center", fontweight="bold")
+        right.annotate(f"{middle:.2f} mm", (i, 16), color=color, ha="center", fontweight="bold")
     right.set_xticks(range(4), KERNELS)
-    right.set_xlim(-0.6, 4.0)
+    right.set_ylim(0.08, 25)
     right.set_ylabel("error of the object's points (mm)")
     right.grid(axis="y", alpha=0.25)
     right.spines[["top", "right"]].set_visible(False)
     picture = out if out.suffix == ".png" else out / "fit_robustly.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=80 if quick else 150)
-    plt.close(figure)
     print(f"wrote {picture}")
 
     gain = (error["plain"].median() / error["gm"].median()).item()

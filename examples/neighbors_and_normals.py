@@ -1,8 +1,8 @@
 """Normals and curvature of a point cloud: `python examples/neighbors_and_normals.py`.
 
 Noisy points on a smooth surface of genus 5, f(x, y, z) = 0, are thinned to an even spacing. Colour is the curvature of
-each neighbourhood, the share of its spread across the surface; the light falls on the estimated normals alone. The number
-is their mean angle to the true ones, grad f.
+each neighbourhood, the share of its spread across the surface; the light falls on the estimated normals. The number is
+their mean angle to the true ones, grad f.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def gradient(points: Tensor) -> Tensor:
 
 
 def sample_surface(count: int, *, noise: float, generator: torch.Generator) -> Tensor:
-    """About `count` points (N, 3) float64 on f = 0, by Newton's steps along grad f from anywhere, then noise along it."""
+    """About `count` points (N, 3) float64 on f = 0, by Newton's steps from anywhere, then noise along grad f."""
     points = 5.6 * torch.rand(count, 3, generator=generator, dtype=torch.float64) - 2.8
     for _ in range(12):
         slope = gradient(points)
@@ -66,7 +66,7 @@ def main(quick: bool = False, out: Path = Path("out/examples/neighbors_and_norma
     base = torch.from_numpy(colormap(curvature.numpy(), low=low, high=high))
     light = torch.nn.functional.normalize(torch.tensor([0.2, -0.55, 0.8], dtype=torch.float64), dim=0)
     lit = base * (0.45 + 0.75 * (normals @ light).clamp(min=0)).float()[:, None]
-    view = View(size=(450, 400) if quick else (1350, 1200), camera=camera, point_size=6 if quick else 10)
+    view = View(size=(450, 400) if quick else (1350, 1200), camera=camera, point_size=6 if quick else 11)
     picture = out if out.suffix == ".png" else out / "neighbors_and_normals.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture, render(Points(points, colors=lit.clamp(max=1)), view=view))

@@ -80,8 +80,9 @@ def main(quick: bool = False, out: Path = Path("out/examples/pose_uncertainty.pn
     seen = [x[(x[:, 2] < 0.45 * HEIGHT) & (x[:, 1] > -0.45 * WIDTH)] for x in (target, moved)]
     thickness = torch.tensor([THICKER, THICKER, 1.0], dtype=torch.float64)
     spread = ellipsoid((2 * sigma * thickness)[:, None] * directions, found.value.translation)
-    camera = Camera(eye=(-6.0, -22.5, 9.5), target=(0.0, 0.0, -0.55), fov=0.235)
-    view = View(size=(600, 210) if quick else (1800, 630), camera=camera, background=(0.06, 0.07, 0.10), point_size=2 if quick else 3.5)
+    camera = Camera(eye=(-6.0, -22.5, 9.5), target=(-0.1, 0.0, -0.5), fov=0.245)
+    size, point_size = ((600, 210), 2.0) if quick else ((1800, 630), 3.5)
+    view = View(size=size, camera=camera, background=(0.06, 0.07, 0.10), point_size=point_size)
     colors = [(0.36, 0.66, 0.98), (1.0, 0.58, 0.20), (0.93, 0.25, 0.36)]
     picture = out if out.suffix == ".png" else out / "pose_uncertainty.png"
     picture.parent.mkdir(parents=True, exist_ok=True)

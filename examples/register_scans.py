@@ -4,7 +4,6 @@ Two turns of a 32-beam LiDAR in a simulated street, 6 m and 20 degrees apart, st
 picture shows the source (orange) on the target (blue), before and after; the number is the error against the true pose.
 """
 
-import io
 import math
 import time
 from importlib.resources import files
@@ -30,9 +29,9 @@ def main(quick: bool = False, out: Path = Path("out/examples/register_scans.png"
 
     Returns: the error of the translation, metres.
     """
-    archive = np.load(io.BytesIO((files("geom.assets") / "scan_street.npz").read_bytes()))
-    source, target = torch.from_numpy(archive["src"]), torch.from_numpy(archive["tgt"])
-    truth = Rigid.from_matrix(torch.from_numpy(archive["T_tgt_src"]))
+    with (files("geom.assets") / "scan_street.npz").open("rb") as file:
+        source, target, T_target_source = map(torch.from_numpy, map(np.load(file).get, ("src", "tgt", "T_tgt_src")))
+    truth = Rigid.from_matrix(T_target_source)
     twist = torch.tensor([0.9, -0.6, 0.1, 0.0, 0.01, math.radians(8)], dtype=torch.float64)  # (v, omega)
     start = truth.retract(twist)
 
@@ -49,7 +48,8 @@ def main(quick: bool = False, out: Path = Path("out/examples/register_scans.png"
 
     camera = Camera(eye=(-30.0, -5.0, 38.0), target=(2.5, -0.5, 0.0))
     view = View(size=(480, 400) if quick else (900, 750), camera=camera, background=(0.06, 0.07, 0.10))
-    panels = [render(target, pose.apply(source.double()), colors=[TARGET, SOURCE], view=view) for pose in (start, found.value)]
+    poses = (start, found.value)
+    panels = [render(target, pose.apply(source.double()), colors=[TARGET, SOURCE], view=view) for pose in poses]
     picture = out if out.suffix == ".png" else out / "register_scans.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture, np.concatenate(panels, axis=1))

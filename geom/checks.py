@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from geom.errors import ShapeError
 
@@ -21,7 +22,7 @@ def describe(x: object) -> str:
 
 def _readable(x: Tensor) -> bool:
     """Whether numbers can be looked at: not while torch.compile traces, nor under torch.func transforms."""
-    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
+    return not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(x))
 
 
 def check_points(x: object, name: str = "points", *, minimum: int = 0, finite: bool = True) -> Tensor:

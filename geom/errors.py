@@ -17,7 +17,7 @@ class ShapeError(GeomError, ValueError):
 class FileFormatError(GeomError, ValueError):
     """A file cannot be read as what it claims to be.
 
-    Attributes: `path` (str), `offset` (byte or line offset, or None where no place can be named), `reason` (str).
+    Attributes: `path` (str), `offset` (of the byte, or None where no place can be named), `reason` (str).
     """
 
     def __init__(self, path: str | PathLike[str], reason: str, *, offset: int | None = None) -> None:

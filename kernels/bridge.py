@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import warp as wp
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from geom.checks import check_choice, describe
 from geom.errors import ShapeError
@@ -43,14 +44,18 @@ def choose(backend: str, *tensors: Tensor) -> bool:
     check_choice(backend, BACKENDS, "backend")
     if backend == "torch":
         return False
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    odd = [t for t in tensors if t.dtype not in DTYPES or t.device.type not in ("cpu", "cuda") or wrapped(t)]
+    odd = [t for t in tensors if t.dtype not in DTYPES or t.device.type not in ("cpu", "cuda") or _wrapped(t)]
     if odd and backend == "warp":
         raise ShapeError(
             'backend: expected float32 or float64 on the CPU or CUDA, and no torch.func transform, for "warp", '
             f"got {describe(odd[0])} on {odd[0].device}"
         )
     return not odd
+
+
+def _wrapped(x: Tensor) -> bool:
+    """Whether a torch.func transform runs; torch.compile cannot trace the question."""
+    return not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(x)
 
 
 def _descriptor(x: Any) -> Any:

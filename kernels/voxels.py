@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 import warp as wp
 from torch import Tensor
 

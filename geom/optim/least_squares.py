@@ -15,6 +15,7 @@ from geom.values import Fit, batch_shape
 __all__ = ["Problem", "Quadratic", "least_squares"]
 
 V = TypeVar("V")
+V_contra = TypeVar("V_contra", contravariant=True)
 _DAMPING_MIN, _DAMPING_MAX = 1e-12, 1e12
 
 
@@ -27,13 +28,13 @@ class Quadratic(NamedTuple):
 
 
 @runtime_checkable
-class Problem(Protocol[V]):
+class Problem(Protocol[V_contra]):
     """An objective that brings its own derivatives. `linearize` may also renew what the objective holds fixed until
     the next call (correspondences, robust scales); `cost` is then that of the last call's choices."""
 
-    def linearize(self, value: V) -> Quadratic: ...
+    def linearize(self, value: V_contra, /) -> Quadratic: ...
 
-    def cost(self, value: V) -> Tensor: ...
+    def cost(self, value: V_contra, /) -> Tensor: ...
 
 
 def least_squares(
@@ -47,24 +48,26 @@ def least_squares(
 ) -> Fit[V]:
     """Minimise 1/2 sum_i rho(|r_i(x)|^2) over a value x, by Levenberg-Marquardt steps x <- x.retract(delta).
 
-    (H + lambda diag H) delta = -g with H = J^T W J, g = J^T W r (More 1978); lambda is divided by ten when a step lowers
-    the cost and multiplied by ten when it does not (the step is then undone). `damping=0` is Gauss-Newton: every step
-    is taken. Directions the residual does not see stay where they are.
+    (H + lambda diag H) delta = -g with H = J^T W J, g = J^T W r (More 1978); lambda is divided by ten when a step does
+    not raise the cost and multiplied by ten when it does (the step is then undone). `damping=0` is Gauss-Newton: every
+    step is taken. Coordinates the residual does not see stay where they are; of steps it cannot tell apart, the
+    shortest is taken, each coordinate measured by its own curvature.
 
     Args:
-        residual: value -> (*b, m) numbers or (*b, m, d) blocks of d, each block under one robust kernel; its Jacobian is
-            taken by forward-mode differentiation. Or a `Problem`, which brings its own.
+        residual: value -> (*b, m) numbers or (*b, m, d) blocks of d, each block under one robust kernel; its Jacobian
+            is taken by forward-mode differentiation. Or a `Problem`, which brings its own.
         guess: a value with `retract(delta (*b, n))` and `tangent_dim` n, batched over *b, or a tensor (*b, n), whose
             steps add. Every problem of the batch has its own damping and convergence.
         robust: kernel on the blocks; the weights are renewed at every step (IRLS). Not with a Problem.
         max_iterations: trial steps, at most.
         tolerance: a problem has converged when no component of its step is larger; a number or (n,), in the tangent's
-            units.
+            units. Or when the step promises to lower the cost by less than the cost's own rounding.
         damping: lambda at the start, or 0.
-    Returns: Fit(value, cost (*b,), covariance (*b, n, n), converged (*b,), iterations (*b,) trial steps). The covariance
-        is s^2 H^-1 with s^2 = 2 cost / (m d - n), in the tangent at the value found; None for a Problem. Where H is
-        singular it is the pseudo-inverse on the directions seen.
-    Raises: ShapeError; warns ConvergenceWarning where the limit came first.
+    Returns: Fit(value, cost (*b,), covariance (*b, n, n), converged (*b,), iterations (*b,) trial steps). The
+        covariance is s^2 H^-1 with s^2 = 2 cost / (m d - n), in the tangent at the value found; None for a Problem.
+        Where H is singular it is the pseudo-inverse on the directions seen, 0 elsewhere.
+    Raises: ShapeError, also where the cost at the guess is not finite; warns ConvergenceWarning where the limit came
+        first.
 
     >>> line = torch.linspace(0, 1, 20, dtype=torch.float64)
     >>> fit = least_squares(lambda p: p[0] * torch.exp(p[1] * line) - 2 * torch.exp(-line), torch.ones(2).double())
@@ -73,6 +76,8 @@ def least_squares(
 
     Guarantees: not differentiable; deterministic; step tolerance as given
     """
+    if damping < 0 or max_iterations < 1:
+        raise ShapeError(f"expected damping >= 0 and max_iterations >= 1, got {damping} and {max_iterations}")
     if not isinstance(residual, Problem):
         problem: Any = _Residual(residual, robust, guess)
     elif robust is not None:
@@ -80,28 +85,31 @@ def least_squares(
     else:
         problem = residual
     value, now = guess, problem.linearize(guess)
-    batch, n = now.gradient.shape[:-1], now.gradient.shape[-1]
+    if not bool(torch.isfinite(now.cost).all()):
+        raise ShapeError(f"guess: expected a finite cost there, got {now.cost.flatten().tolist()[:8]}")
+    batch = now.gradient.shape[:-1]
     factor = torch.full(batch, float(damping), dtype=now.cost.dtype, device=now.cost.device)
     converged = torch.zeros(batch, dtype=torch.bool, device=now.cost.device)
     iterations = torch.zeros(batch, dtype=torch.int64, device=now.cost.device)
     limit = torch.as_tensor(tolerance, dtype=now.cost.dtype, device=now.cost.device)
+    rounding = torch.finfo(now.cost.dtype).eps
     for _ in range(max_iterations):
-        step = _solve(now, factor)
-        small = (step.abs() <= limit).all(-1)
+        step = _damped_step(now, factor) if damping else _newton_step(now)
+        small = (step.abs() <= limit).all(-1) | (torch.linalg.vecdot(step, now.gradient) >= -rounding * now.cost)
         trial = _retract(value, step)
-        if damping:
-            cost = problem.cost(trial)
+        cost = problem.cost(trial) if damping else None
+        if cost is not None:
             better = (cost <= now.cost) & ~converged
             factor = torch.where(better, factor / 10, factor * 10).clamp(_DAMPING_MIN, _DAMPING_MAX)
         else:
-            better = ~converged
+            better = step.isfinite().all(-1) & ~converged
         iterations = iterations + ~converged
         done = converged | small
         if bool(better.any()):
             value = _where(better, trial, value, batch)
             if not bool(done.all()):
                 now = problem.linearize(value)
-            elif damping:
+            elif cost is not None:
                 now = now._replace(cost=torch.where(better, cost, now.cost))
             else:
                 now = now._replace(cost=problem.cost(value))
@@ -119,15 +127,32 @@ def least_squares(
     return Fit(value, now.cost, covariance, converged, iterations)
 
 
-def _solve(now: Quadratic, factor: Tensor) -> Tensor:
-    """-(H + lambda diag H)^-1 g; a direction that H does not see gets no step.
+def _damped_step(now: Quadratic, factor: Tensor) -> Tensor:
+    """-(H + lambda diag H)^-1 g; a coordinate that H does not see gets no step.
 
     A singular H still has a step: rounding's own size stays on the diagonal, which no seen direction feels.
     """
-    diagonal = now.hessian.diagonal(dim1=-2, dim2=-1)
-    seen = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
+    diagonal, seen = _curvature(now.hessian)
     ridge = factor.clamp(min=16 * torch.finfo(seen.dtype).eps)[..., None] * seen + (seen - diagonal)
     return torch.linalg.solve(now.hessian + torch.diag_embed(ridge), -now.gradient)
+
+
+def _newton_step(now: Quadratic) -> Tensor:
+    return -(_inverse(now.hessian) @ now.gradient[..., None])[..., 0]
+
+
+def _curvature(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonal, and the diagonal with ones where it is 0."""
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    return diagonal, torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
+
+
+def _inverse(hessian: Tensor) -> Tensor:
+    """Pseudo-inverse with each coordinate in the unit of its curvature: no choice of units hides a direction."""
+    scale = _curvature(hessian)[1].rsqrt()
+    scales = scale[..., :, None] * scale[..., None, :]
+    rounding = 16 * hessian.shape[-1] * torch.finfo(hessian.dtype).eps
+    return scales * torch.linalg.pinv(torch.nan_to_num(hessian * scales), hermitian=True, rtol=rounding)
 
 
 def _retract(value: Any, step: Tensor) -> Any:
@@ -156,7 +181,8 @@ class _Residual:
     def blocks(self, value: Any) -> Tensor:
         r = self.residual(value)
         if r.shape[: len(self.batch)] != self.batch or r.ndim - len(self.batch) not in (1, 2):
-            raise ShapeError(f"residual: expected ({', '.join(map(str, (*self.batch, 'm')))}[, d]), got {tuple(r.shape)}")
+            want = ", ".join(map(str, (*self.batch, "m")))
+            raise ShapeError(f"residual: expected ({want}[, d]), got {tuple(r.shape)}")
         return r[..., None] if r.ndim == len(self.batch) + 1 else r
 
     def parts(self, value: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -187,4 +213,4 @@ class _Residual:
         r = self.blocks(value)
         now = self.linearize(value)
         freedom = max(1, r.shape[-1] * r.shape[-2] - self.n)
-        return (2 * now.cost / freedom)[..., None, None] * torch.linalg.pinv(now.hessian, hermitian=True)
+        return (2 * now.cost / freedom)[..., None, None] * _inverse(now.hessian)

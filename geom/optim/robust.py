@@ -14,10 +14,10 @@ KERNELS = ("huber", "cauchy", "gm")
 
 @dataclasses.dataclass(frozen=True)
 class Robust:
-    """A robust kernel: `kind` "huber" (s, then 2 sqrt(s) - 1), "cauchy" (log(1 + s)) or "gm" (Geman-McClure, s/(1 + s)).
+    """A robust kernel: `kind` "huber" (s, then 2 sqrt(s) - 1), "cauchy" (log(1 + s)), "gm" (Geman-McClure, s/(1 + s)).
 
-    `scale` is the residual beyond which a block counts as an outlier, in the unit of the residual (Barron 2019, Table 1).
-    Raises: ShapeError for another kind or a scale that is not positive.
+    `scale` is the residual beyond which a block counts as an outlier, in the unit of the residual (Barron 2019, Table
+    1). Raises: ShapeError for another kind or a scale that is not positive.
 
     >>> Robust("huber", 2.0).weight(torch.tensor([1.0, 16.0])).tolist()
     [1.0, 0.5]

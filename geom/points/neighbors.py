@@ -3,11 +3,13 @@
 Each has a Warp kernel (CPU and CUDA) and a torch twin by brute force, which is its oracle.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from geom.checks import check_positive, check_same
 from geom.errors import ShapeError
@@ -23,7 +25,7 @@ _CHUNK = 1 << 22  # distances the twin holds at once
 class Neighbors(NamedTuple):
     """`index` (N, k) int64 and `distance` (N, k), nearest first; a missing neighbour is -1 at distance inf."""
 
-    index: Tensor
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride] (the tuple's own is not missed)
     distance: Tensor
 
 
@@ -31,7 +33,7 @@ class Neighborhoods(NamedTuple):
     """Neighbours of query i: entries `offsets[i]` to `offsets[i + 1]` of `index` (M,) int64 and `distance` (M,), by
     rising index; `offsets` (N + 1,) int64."""
 
-    index: Tensor
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
     distance: Tensor
     offsets: Tensor
 
@@ -45,11 +47,11 @@ class NeighborTree(Value):
 
     positions: Float[Tensor, "n 3"]
     offsets: Int64[Tensor, " b_plus_1"]
-    leaf_points: Tensor
-    leaf_index: Tensor
-    boxes: Tensor
-    bases: Tensor
-    node_bases: Tensor
+    leaf_points: Float[Tensor, "leaves 3 8"]
+    leaf_index: Int32[Tensor, "leaves 8"]
+    boxes: Float[Tensor, "nodes 6 8"]
+    bases: Int32[Tensor, "levels b_plus_1"]
+    node_bases: Int32[Tensor, " levels"]
 
     @classmethod
     def build(cls, points: Points | Tensor, *, offsets: Tensor | None = None) -> "NeighborTree":
@@ -78,9 +80,9 @@ class NeighborTree(Value):
     ) -> Neighbors:
         """The k nearest points of each query; as `geom.points.knn`, with `offsets` those of the queries."""
         asked, starts = self._asked(query, offsets, k)
-        limit = float("inf") if max_distance is None else check_positive(max_distance, "max_distance") ** 2
-        index, square = self.nearest(asked, starts, k, limit)
-        return Neighbors(index, _distances(asked, self.positions, index, square))
+        index, square = self.nearest(asked, starts, k, _square_limit(max_distance))
+        tracked = _tracked(asked, self.positions)
+        return Neighbors(index, _distances(asked, self.positions, index) if tracked else square.sqrt())
 
     def nearest(self, query: Tensor, offsets: Tensor, k: int, limit: float = float("inf")) -> tuple[Tensor, Tensor]:
         """`knn` for queries that have been checked: index and squared distance, not differentiable."""
@@ -91,7 +93,7 @@ class NeighborTree(Value):
         from geom.kernels import bridge, neighbors
 
         asked, starts = self._asked(query, offsets, 1)
-        square_radius = check_positive(radius, "radius") ** 2
+        square_radius = _square_limit(radius, "radius")
         q, dtype, device = asked.detach().contiguous(), asked.dtype, asked.device
         count = torch.empty(len(q), dtype=torch.int64, device=device)
         tree = self.arrays()
@@ -101,8 +103,10 @@ class NeighborTree(Value):
         index, square = count.new_empty(total), q.new_empty(total)
         args = (q, starts, *tree, square_radius, rows, index, square)
         bridge.launch(neighbors.radius_fill[dtype], len(q), *args, device=device)
+        if not _tracked(asked, self.positions):
+            return Neighborhoods(index, square.sqrt(), rows)
         owner = torch.repeat_interleave(torch.arange(len(q), device=device), count)
-        return Neighborhoods(index, _distances(asked[owner], self.positions, index[:, None], square[:, None])[:, 0], rows)
+        return Neighborhoods(index, _distances(asked[owner], self.positions, index[:, None])[:, 0], rows)
 
     def arrays(self) -> tuple[Tensor | int, ...]:
         """The tree as the kernels take it, see `geom.kernels.neighbors`."""
@@ -127,7 +131,7 @@ def knn(
 
     Args: query (N, 3) and points (M, 3), tensors or Points, of one dtype and device; k >= 1; offsets of the ragged
     batches, query cloud b against point cloud b, indices into the whole of `points`; max_distance: neighbours farther
-    are missing; backend "auto", "warp" (a tree) or "torch" (brute force, the oracle).
+    are missing; backend "auto", "warp" (a tree) or "torch" (brute force, the oracle; "auto" under torch.func).
     Returns: Neighbors(index (N, k) int64, distance (N, k)), nearest first; -1 and inf where there are fewer than k.
     Gradients flow through the distances to both; at distance 0 the gradient is 0.
     Raises: ShapeError.
@@ -146,20 +150,14 @@ def knn(
         return NeighborTree.build(cloud).knn(query, k, offsets=query_offsets, max_distance=max_distance)
     starts = bounds(cloud)
     asked, query_bounds = _checked_query(query, query_offsets, cloud.positions, starts, k)
-    limit = float("inf") if max_distance is None else check_positive(max_distance, "max_distance")
-    index, distance = [], []
+    limit = _square_limit(max_distance)
+    index = [asked.new_empty((0, k), dtype=torch.int64)]
     for q, p, start in _pairs(asked.detach(), query_bounds, cloud.positions.detach(), starts):
-        gap = (q[:, None] - p).square().sum(-1).sqrt()
-        d, order = gap.sort(stable=True, dim=-1)
-        d, order = d[:, :k], order[:, :k] + start
-        missing = d > limit
-        d, order = d.masked_fill(missing, float("inf")), order.masked_fill(missing, -1)
-        short = k - d.shape[1]
-        index.append(torch.nn.functional.pad(order, (0, short), value=-1))
-        distance.append(torch.nn.functional.pad(d, (0, short), value=float("inf")))
-    ids = torch.cat(index) if index else asked.new_empty((0, k), dtype=torch.int64)
-    square = (torch.cat(distance) if distance else asked.new_empty((0, k))).square()
-    return Neighbors(ids, _distances(asked, cloud.positions, ids, square))
+        square, order = (q[:, None] - p).square().sum(-1).sort(stable=True, dim=-1)
+        near = torch.where(square > limit, -1, order + start)[:, :k]
+        index.append(torch.nn.functional.pad(near, (0, k - near.shape[1]), value=-1))
+    ids = torch.cat(index)
+    return Neighbors(ids, _distances(asked, cloud.positions, ids))
 
 
 def radius_search(
@@ -175,6 +173,7 @@ def radius_search(
 
     Args: as `knn`; radius in the unit of the points.
     Returns: Neighborhoods(index (M,) int64, distance (M,), offsets (N+1,) int64), each query's by rising index.
+    How many there are depends on the data: not under torch.func.vmap, nor torch.compile(fullgraph=True).
     Raises: ShapeError.
 
     >>> line = torch.tensor([[0., 0, 0], [1, 0, 0], [3, 0, 0]])
@@ -191,19 +190,16 @@ def radius_search(
         return NeighborTree.build(cloud).radius_search(query, radius, offsets=query_offsets)
     starts = bounds(cloud)
     asked, query_bounds = _checked_query(query, query_offsets, cloud.positions, starts, 1)
-    square_radius = check_positive(radius, "radius") ** 2
-    index, square, count = [], [], []
+    square_radius = _square_limit(radius, "radius")
+    index, count = [query_bounds.new_empty(0)], [query_bounds.new_empty(0)]
     for q, p, start in _pairs(asked.detach(), query_bounds, cloud.positions.detach(), starts):
         gap = (q[:, None] - p).square().sum(-1)
         row, column = (gap <= square_radius).nonzero(as_tuple=True)
         index.append(column + start)
-        square.append(gap[row, column])
         count.append(torch.bincount(row, minlength=len(q)))
-    empty = query_bounds.new_empty(0)
-    counts = torch.cat([empty, *count])
-    ids, squares = torch.cat([empty, *index]), torch.cat([asked.new_empty(0), *square])
+    ids, counts = torch.cat(index), torch.cat(count)
     owner = torch.repeat_interleave(torch.arange(len(asked), device=asked.device), counts)
-    distance = _distances(asked[owner], cloud.positions, ids[:, None], squares[:, None])[:, 0]
+    distance = _distances(asked[owner], cloud.positions, ids[:, None])[:, 0]
     return Neighborhoods(ids, distance, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
 
@@ -220,7 +216,14 @@ def _checked_query(
     return asked.positions, starts.to(points.device)
 
 
-def _pairs(query: Tensor, query_offsets: Tensor, points: Tensor, offsets: Tensor):
+def _square_limit(x: float | None, name: str = "max_distance") -> float:
+    """The square of a distance, inf for None; a product, since ** raises where it overflows."""
+    return float("inf") if x is None else check_positive(x, name) * float(x)
+
+
+def _pairs(
+    query: Tensor, query_offsets: Tensor, points: Tensor, offsets: Tensor
+) -> Iterator[tuple[Tensor, Tensor, int]]:
     """The twin's work: (chunk of queries, their cloud's points, index of its first point)."""
     for a, b, start, stop in zip(query_offsets[:-1], query_offsets[1:], offsets[:-1], offsets[1:], strict=True):
         rows = query[int(a) : int(b)]
@@ -228,15 +231,20 @@ def _pairs(query: Tensor, query_offsets: Tensor, points: Tensor, offsets: Tensor
             yield chunk, points[int(start) : int(stop)], int(start)
 
 
-def _distances(query: Tensor, points: Tensor, index: Tensor, square: Tensor) -> Tensor:
-    """Square roots; through the coordinates where a gradient is asked for, 0 at coincident points (double where)."""
-    if not (torch.is_grad_enabled() and (query.requires_grad or points.requires_grad)):
-        return square.sqrt()
-    missing = index < 0
-    gap = (query[:, None] - points[index.clamp(min=0)]).square().sum(-1)
+def _tracked(query: Tensor, points: Tensor) -> bool:
+    """Whether a derivative may be asked for, of reverse or forward mode."""
+    if torch.is_grad_enabled() and (query.requires_grad or points.requires_grad):
+        return True
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in (query, points))
+
+
+def _distances(query: Tensor, points: Tensor, index: Tensor) -> Tensor:
+    """Distances through the coordinates, for derivatives: 0 at coincident points (double where), inf at index -1."""
+    near = torch.cat([points, points.new_zeros((1, 3))])[index]  # -1 takes the last row, also where there is no other
+    gap = (query[:, None] - near).square().sum(-1)
     zero = gap == 0
     root = torch.where(zero, torch.ones_like(gap), gap).sqrt()
-    return torch.where(missing, torch.full_like(gap, float("inf")), torch.where(zero, torch.zeros_like(gap), root))
+    return torch.where(index < 0, torch.full_like(gap, float("inf")), torch.where(zero, torch.zeros_like(gap), root))
 
 
 @torch.library.custom_op(
@@ -328,6 +336,16 @@ def _knn(
 
 
 @_knn.register_fake
-def _(query, query_offsets, leaf_points, leaf_index, boxes, bases, node_bases, k, limit):
+def _(
+    query: Tensor,
+    query_offsets: Tensor,
+    leaf_points: Tensor,
+    leaf_index: Tensor,
+    boxes: Tensor,
+    bases: Tensor,
+    node_bases: Tensor,
+    k: int,
+    limit: float,
+) -> tuple[Tensor, Tensor]:
     shape = (query.shape[0], k)
     return query.new_empty(shape, dtype=torch.int64), query.new_empty(shape)

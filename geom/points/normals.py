@@ -72,7 +72,7 @@ def _local_shape(cloud: Points, k: int, backend: str) -> tuple[Tensor, Tensor]:
 def local_shape(
     points: Float[Tensor, "n 3"], index: Int64[Tensor, "n k"], *, backend: str = "auto"
 ) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3"]]:
-    """Covariance (N, 3, 3) of the points that `index` (N, k) names for each, -1 for none, and its flattest direction."""
+    """Covariance (N, 3, 3) of the points that `index` (N, k) names for each (-1: none), and its flattest direction."""
     from geom.kernels import bridge, covariances
 
     x = points.detach().contiguous()

@@ -66,7 +66,8 @@ def voxel_downsample(
     """One point for each occupied voxel: the mean of its points, and of their normals, colours and intensities.
 
     The grid is anchored half a voxel below each cloud's least corner, so the result moves with the cloud. Voxels come
-    in Morton order; mean normals are made unit again, or stay 0 where they cancel.
+    in Morton order; mean normals are made unit again, or stay 0 where they cancel. How many voxels there are depends on
+    the data: not under torch.func.vmap, nor torch.compile(fullgraph=True).
 
     Args: points (N, 3) float32 or float64, tensor or Points; voxel_size, the cell's edge, in the unit of the points;
     offsets (B+1,) for several clouds; backend "auto", "warp" or "torch".
