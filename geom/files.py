@@ -13,7 +13,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     Raises: OSError as `open` would; the old file, if any, is then unchanged.
     """
     path = os.path.abspath(os.path.realpath(path))
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".geom-")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".geom-")
+    except OSError as error:  # it names the temporary file, which the user never asked for
+        raise type(error)(error.errno, error.strerror, path) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)

@@ -2,6 +2,7 @@
 
 from geom.kernels.native import native_kernel
 from geom.kernels.neighbors import TREE, walk
+from geom.kernels.voxels import SPREAD
 
 __all__ = ["SUMS", "associate", "find_cells", "normal_equations"]
 
@@ -102,13 +103,11 @@ find_cells = native_kernel(
     } else if (inside) {
         unsigned long long key = 0;
         for (int axis = 0; axis < 3; ++axis) {
-            unsigned long long c = (unsigned long long)cell[axis];
-            c = (c | c << 32) & 0x1f00000000ffffull;
-            c = (c | c << 16) & 0x1f0000ff0000ffull;
-            c = (c | c << 8) & 0x100f00f00f00f00full;
-            c = (c | c << 4) & 0x10c30c30c30c30c3ull;
-            c = (c | c << 2) & 0x1249249249249249ull;
-            key |= c << axis;
+            unsigned long long x = (unsigned long long)cell[axis];
+"""
+    + SPREAD
+    + """
+            key |= x << axis;
         }
         int low = 0, high = cells;
         while (low < high) {

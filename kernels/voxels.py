@@ -8,9 +8,17 @@ from torch import Tensor
 from geom.kernels import bridge
 from geom.kernels.native import DTYPES, native_kernel
 
-__all__ = ["CHUNK", "morton_keys", "radix_order", "segment_mean"]
+__all__ = ["CHUNK", "SPREAD", "morton_keys", "radix_order", "segment_mean"]
 
 CHUNK = 64
+
+SPREAD = """
+    x = (x | x << 32) & 0x1f00000000ffffull;
+    x = (x | x << 16) & 0x1f0000ff0000ffull;
+    x = (x | x << 8) & 0x100f00f00f00f00full;
+    x = (x | x << 4) & 0x10c30c30c30c30c3ull;
+    x = (x | x << 2) & 0x1249249249249249ull;
+"""  # the low 21 bits of x, two places apart
 
 morton_keys = native_kernel(
     __name__,
@@ -33,17 +41,13 @@ morton_keys = native_kernel(
                 cell = cell > REAL(0) ? cell : REAL(0);
                 cell = cell < REAL(2097151) ? cell : REAL(2097151);
                 unsigned long long x = (unsigned long long)(int)cell;
-                x = (x | x << 32) & 0x1f00000000ffffull;
-                x = (x | x << 16) & 0x1f0000ff0000ffull;
-                x = (x | x << 8) & 0x100f00f00f00f00full;
-                x = (x | x << 4) & 0x10c30c30c30c30c3ull;
-                x = (x | x << 2) & 0x1249249249249249ull;
+                SPREAD
                 key |= x << axis;
             }
             keys.data[p] = (wp::int64)key;
         }
     }
-    """.replace("CHUNK", str(CHUNK)),
+    """.replace("CHUNK", str(CHUNK)).replace("SPREAD", SPREAD),
 )
 
 

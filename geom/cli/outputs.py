@@ -30,6 +30,8 @@ def check_outputs(outputs: Iterable[Path | None], *, inputs: Iterable[Path] = ()
             raise OutputError(f"{path}: expected a folder to write into, {folder} is not one")
         if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK) or not os.access(folder, os.W_OK):
             raise OutputError(f"{path}: expected a file that can be written, got {_state(path)}")
+        if path.suffix.lower() in (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"):
+            raise OutputError(f"{path}: expected a .png for a picture, got {path.suffix}")
         if path.resolve() in taken:
             raise OutputError(f"{path}: expected a file of its own to write, got {taken[path.resolve()]}")
         taken[path.resolve()] = "another output"

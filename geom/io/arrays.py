@@ -54,12 +54,16 @@ def _sized(source: Source, dtype: np.dtype[Any], shape: tuple[int, ...], have: i
     return size
 
 
+_WIDEST = 32  # columns; a (3, N) array would pass for three points
+
+
 def read_npy(source: Source) -> Geometry:
     """Read a .npy array (N, K), K >= 3, of floats or integers; `columns_to_geometry` says what the columns are."""
     dtype, shape, fortran, start = _npy_header(source, source.data[:_HEADER])
     _sized(source, dtype, shape, len(source.data) - start)
-    if len(shape) != 2 or shape[1] < 3:
-        raise source.fail(f"expected an array (N, 3) or wider, got shape {shape}", start)
+    if len(shape) != 2 or not 3 <= shape[1] <= _WIDEST:
+        turned = "; transposed?" if len(shape) == 2 and shape[0] == 3 < shape[1] else ""
+        raise source.fail(f"expected an array (N, 3) to (N, {_WIDEST}), got shape {shape}{turned}", start)
     flat = np.frombuffer(source.data, dtype, offset=start)
     rows = flat.reshape(shape, order="F" if fortran else "C")
     if dtype.kind == "f" and not np.isfinite(rows).all():

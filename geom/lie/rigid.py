@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geom.checks import describe
 from geom.errors import ShapeError
 from geom.lie import quaternion, se3
 from geom.values import Value, value
@@ -30,6 +31,12 @@ class Rigid(Value):
 
     tangent_dim = 6
 
+    def __post_init__(self) -> None:
+        for name, own in (("quat_wxyz", 4), ("translation", 3)):
+            x = getattr(self, name)
+            if not isinstance(x, Tensor) or x.shape[-1:] != (own,):
+                raise ShapeError(f"{name}: expected a tensor (..., {own}), got {describe(x)}")
+
     @classmethod
     def identity(
         cls, *batch: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
@@ -42,8 +49,8 @@ class Rigid(Value):
     @classmethod
     def from_matrix(cls, matrix: Float[Tensor, "*b 4 4"]) -> "Rigid":
         """Homogeneous matrix (..., 4, 4), column vectors. Raises: ShapeError for another shape."""
-        if matrix.shape[-2:] != (4, 4):
-            raise ShapeError(f"matrix: expected (..., 4, 4), got {tuple(matrix.shape)}")
+        if not isinstance(matrix, Tensor) or matrix.shape[-2:] != (4, 4):
+            raise ShapeError(f"matrix: expected a tensor (..., 4, 4), got {describe(matrix)}")
         return cls(quaternion.from_matrix(matrix[..., :3, :3]), matrix[..., :3, 3])
 
     def to_matrix(self) -> Float[Tensor, "*b 4 4"]:
@@ -54,7 +61,9 @@ class Rigid(Value):
         return torch.cat([top, bottom], -2)
 
     def apply(self, points: Float[Tensor, "*c n 3"]) -> Float[Tensor, "*d n 3"]:
-        """R x + t for points (..., N, 3); the batches broadcast."""
+        """R x + t for points (..., N, 3); the batches broadcast. Raises: ShapeError for another shape or dtype."""
+        if points.ndim < 2 or points.shape[-1] != 3 or points.dtype != self.quat_wxyz.dtype:
+            raise ShapeError(f"points: expected {self.quat_wxyz.dtype} of shape (..., N, 3), got {describe(points)}")
         return quaternion.rotate(self.quat_wxyz[..., None, :], points) + self.translation[..., None, :]
 
     def compose(self, other: "Rigid") -> "Rigid":
@@ -65,7 +74,7 @@ class Rigid(Value):
         )
 
     def __matmul__(self, other: "Rigid") -> "Rigid":
-        return self.compose(other)
+        return self.compose(other) if isinstance(other, Rigid) else NotImplemented
 
     def inverse(self) -> "Rigid":
         """The motion that undoes this one."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from geom.checks import describe
 from geom.errors import ConvergenceWarning, ShapeError
 from geom.optim.robust import Robust
 from geom.values import Fit, batch_shape
@@ -61,7 +62,8 @@ def least_squares(
         robust: kernel on the blocks; the weights are renewed at every step (IRLS). Not with a Problem.
         max_iterations: trial steps, at most.
         tolerance: a problem has converged when no component of its step is larger; a number or (n,), in the tangent's
-            units. Or when the step promises to lower the cost by less than the cost's own rounding.
+            units, at least 8 times the rounding of 1. Or when the step promises to lower the cost by less than the
+            cost's own rounding.
         damping: lambda at the start, or 0.
     Returns: Fit(value, cost (*b,), covariance (*b, n, n), converged (*b,), iterations (*b,) trial steps). The
         covariance is s^2 H^-1 with s^2 = 2 cost / (m d - n), in the tangent at the value found; None for a Problem.
@@ -76,6 +78,10 @@ def least_squares(
 
     Guarantees: not differentiable; deterministic; step tolerance as given
     """
+    if robust is not None and not isinstance(robust, Robust):
+        raise ShapeError(f"robust: expected a geom.optim.Robust or None, got {describe(robust)}")
+    if not (isinstance(guess, Tensor) and guess.is_floating_point() and guess.ndim) and not hasattr(guess, "retract"):
+        raise ShapeError(f"guess: expected a float tensor (..., n) or a value with retract, got {describe(guess)}")
     if damping < 0 or max_iterations < 1:
         raise ShapeError(f"expected damping >= 0 and max_iterations >= 1, got {damping} and {max_iterations}")
     if not isinstance(residual, Problem):
@@ -84,15 +90,16 @@ def least_squares(
         raise ShapeError("robust: a Problem weighs its own residuals, got a kernel as well")
     else:
         problem = residual
-    value, now = guess, problem.linearize(guess)
+    value: Any = guess
+    now = problem.linearize(guess)
     if not bool(torch.isfinite(now.cost).all()):
         raise ShapeError(f"guess: expected a finite cost there, got {now.cost.flatten().tolist()[:8]}")
     batch = now.gradient.shape[:-1]
     factor = torch.full(batch, float(damping), dtype=now.cost.dtype, device=now.cost.device)
     converged = torch.zeros(batch, dtype=torch.bool, device=now.cost.device)
     iterations = torch.zeros(batch, dtype=torch.int64, device=now.cost.device)
-    limit = torch.as_tensor(tolerance, dtype=now.cost.dtype, device=now.cost.device)
     rounding = torch.finfo(now.cost.dtype).eps
+    limit = torch.as_tensor(tolerance, dtype=now.cost.dtype, device=now.cost.device).clamp(min=8 * rounding)
     for _ in range(max_iterations):
         step = _damped_step(now, factor) if damping else _newton_step(now)
         small = (step.abs() <= limit).all(-1) | (torch.linalg.vecdot(step, now.gradient) >= -rounding * now.cost)
@@ -142,9 +149,11 @@ def _newton_step(now: Quadratic) -> Tensor:
 
 
 def _curvature(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal, and the diagonal with ones where it is 0."""
+    """The diagonal, and the diagonal with its largest entry in place of those that are only rounding (1 for 0)."""
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-    return diagonal, torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
+    most = diagonal.amax(-1, keepdim=True)
+    seen = torch.where(diagonal > (16 * torch.finfo(hessian.dtype).eps) ** 2 * most, diagonal, most)
+    return diagonal, torch.where(seen > 0, seen, 1)
 
 
 def _inverse(hessian: Tensor) -> Tensor:

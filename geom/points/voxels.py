@@ -29,6 +29,9 @@ def voxels(points: Tensor, offsets: Tensor, voxel_size: float, *, backend: str =
 
     The anchor moves with the cloud, so the cells do not depend on where the origin is or on the rest of the batch.
     """
+    from geom.kernels import bridge
+
+    backend = "warp" if bridge.choose(backend, points) else "torch"
     low, high = corners(points, offsets)
     extent = float((high - low).max()) if len(points) else 0.0
     if extent / voxel_size > CELLS - 2:
@@ -38,7 +41,8 @@ def voxels(points: Tensor, offsets: Tensor, voxel_size: float, *, backend: str =
     bits = 3 * int(extent / voxel_size + 2).bit_length()
     origin = low - voxel_size / 2
     size = torch.full((len(low),), voxel_size, dtype=points.dtype, device=points.device)
-    keys, order = cell_order(cell_keys(points, offsets, origin, size, backend=backend), offsets, bits=bits)
+    keys = cell_keys(points, offsets, origin, size, backend=backend)
+    keys, order = cell_order(keys, offsets, bits=bits, backend=backend)
     first = torch.ones(len(keys), dtype=torch.bool, device=points.device)
     first[1:] = keys[1:] != keys[:-1]
     first[offsets[:-1][offsets[:-1] < len(keys)]] = True
@@ -84,7 +88,7 @@ def voxel_downsample(
     cells = voxels(cloud.positions.detach(), bounds(cloud), size, backend=backend)
 
     def mean(x: Tensor | None) -> Tensor | None:
-        return None if x is None else cell_mean(x.reshape(len(x), -1), cells, backend=backend)
+        return None if x is None else cell_mean(x[:, None] if x.ndim == 1 else x, cells, backend=backend)
 
     normals, intensities = mean(cloud.normals), mean(cloud.intensities)
     if normals is not None:

@@ -13,7 +13,7 @@ from geom.optim.robust import KERNELS
 from geom.points.voxels import cell_mean, voxels
 from geom.registration import twin
 from geom.registration.cloud import Cloud
-from geom.registration.uncertainty import twist_adjoint
+from geom.registration.uncertainty import DEGENERATE, held_motions, twist_adjoint
 
 __all__ = ["METHODS", "Alignment", "Sums"]
 
@@ -43,6 +43,7 @@ class Alignment:
 
     `linearize` matches every source point anew: with the nearest target point (point, plane, gicp) or the voxel it
     falls into (vgicp), within `max_distance`; with a robust kernel its scale follows the residuals' median.
+    A motion that the surfaces leave open takes no part.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Alignment:
         self.found = torch.empty_like(self.match)
         self.squares = torch.empty(self.count, dtype=torch.float64, device=self.device)  # weighted, -1 without a match
         self.cells: tuple[Tensor, int, Tensor] | None = None
+        self.sliding: bool | None = None  # whether the surfaces leave a motion open
         none = points.new_zeros((0, 3))
         self.planes = none if target.normals is None else target.normals
         if method == "vgicp":
@@ -89,7 +91,17 @@ class Alignment:
             spread = 1.4826 * float(squares[squares >= 0].sqrt().median()) if bool((squares >= 0).any()) else 1.0
             self.square_scale = max(_TUNING[self.robust] * spread, 1e-9 * self.max_distance) ** 2
         total = self.sums(pose)
-        return Quadratic(total.cost, total.gradient, total.hessian)
+        gradient, hessian = total.gradient, total.hessian
+        if self.sliding is not False:  # not known yet, or known to slide
+            share, unit = self.motions(pose)
+            free = share < DEGENERATE
+            self.sliding = bool(free.any())
+            if self.sliding:  # no step along what the surfaces leave open (Zhang et al. 2016), nor a pull from there
+                dual = torch.linalg.inv(unit)
+                held = unit[:, ~free] @ dual[~free]
+                rest = dual[free].T @ dual[free] * (hessian.trace() / dual.square().sum())
+                gradient, hessian = held.T @ gradient, held.T @ hessian @ held + rest
+        return Quadratic(total.cost, gradient, hessian)
 
     def cost(self, value: Rigid) -> Tensor:
         pose = self.pose(value)
@@ -105,13 +117,23 @@ class Alignment:
         self._find(pose, 1, self.memory, self.found)
         self.memory = 1
 
-    def sums(self, pose: Tensor, *, scores: bool = False, method: int | None = None) -> Sums:
-        """Sums at a pose for the matches as they are; with a `method`, that one's weights and no robust kernel."""
+    def sums(self, pose: Tensor, *, scores: bool = False) -> Sums:
+        """Sums at a pose for the matches as they are."""
         rows = pose.new_empty((self.count if scores else 0, 6))
-        total = self._sum(pose, 1, self.found, 2 if scores else 1, method, self.squares, rows)[0]
+        total = self._sum(pose, 1, self.found, 2 if scores else 1, None, self.squares, rows)[0]
         turn = twist_adjoint(pose[:9].cpu().reshape(3, 3), pose[9:].cpu())
         right = (turn.T @ total[_FULL] @ turn, turn.T @ total[21:27])
         return Sums(*right, total[27], total[28], total[29], rows.cpu() @ turn)
+
+    def motions(self, pose: Tensor, *, every: int | None = None) -> tuple[Tensor, Tensor]:
+        """`held_motions` at a pose, by default from some thousand of the points."""
+        stride = max(1, self.count // _PROBES) if every is None else every
+        none, found = pose.new_empty(0), self.found[::stride].contiguous()
+        plane = SOURCE_PLANE if self.cells is not None else METHODS.index("plane")
+        normal, whole = (self._sum(pose, stride, found, 1, m, none, none)[0] for m in (plane, METHODS.index("point")))
+        turn = twist_adjoint(pose[:9].cpu().reshape(3, 3), pose[9:].cpu())
+        forms = (turn.T @ normal[_FULL] @ turn, turn.T @ whole[_FULL] @ turn)
+        return held_motions(*forms, int(whole[29]), self.source.radius)
 
     def curvature(self, value: Rigid, step: Tensor) -> tuple[Tensor, Tensor]:
         """How the gradient really changes with the pose, matches changing with it, beside H: both (6, 6).

@@ -51,8 +51,13 @@ def prepare(points: Points, voxel_size: float, *, normals: bool, name: str) -> C
 
 
 def choose_voxel_size(points: Points) -> float:
-    """A fortieth of the median distance from the median point: about 0.3 m for a LiDAR scan, 3 cm for a room."""
+    """A fortieth of the median distance from the median point: about 0.3 m for a LiDAR scan, 3 cm for a room.
+
+    Raises: ShapeError where half of the points are one and the same.
+    """
     x = points.positions.detach()
     x = x[:: max(1, len(x) // _SAMPLE)].double()
     distance = (x - x.median(0).values).square().sum(-1).sqrt().median()
-    return max(float(distance) / 40, 1e-9)
+    if not distance > 0:
+        raise ShapeError("source: expected points apart from each other, got half of them in one place")
+    return float(distance) / 40

@@ -13,7 +13,7 @@ from geom.optim import least_squares
 from geom.optim.robust import KERNELS
 from geom.points import Points
 from geom.points.cloud import as_points
-from geom.registration.alignment import METHODS, SOURCE_PLANE, Alignment
+from geom.registration.alignment import METHODS, Alignment
 from geom.registration.cloud import Cloud, choose_voxel_size, prepare
 from geom.registration.result import Registration
 from geom.registration.uncertainty import pose_uncertainty, twist_adjoint
@@ -62,6 +62,9 @@ def icp(
 ) -> Registration | list[Registration]:
     """Find the rigid motion that carries `source` onto `target`, from a guess near it.
 
+    Near means that most points start within about `max_distance` of their place. An rmse of several voxels or a small
+    overlap says that the guess was not. "gicp" is the most accurate; "vgicp" is faster and coarser.
+
     Minimises sum rho(e^T M e)/2 over matches e = q - T p by Levenberg-Marquardt, matching anew at every step:
     "point" M = I (Besl and McKay 1992); "plane" M = n n^T (Chen and Medioni 1991); "gicp" M = (C_q + R C_p R^T)^-1 with
     C = diag(1e-3, 1, 1) along each point's normal (Segal et al. 2009, Eq. (2)); "vgicp" the same against the mean
@@ -79,7 +82,8 @@ def icp(
         max_iterations: steps, at most; a step below 0.4 % of a voxel and 1 mrad is the last.
         robust: None, "huber", "cauchy" or "gm", its scale from the residuals' median at every step.
     Returns: Registration (a list of them for pairs), on the CPU in float64. Its covariance counts errors shared by
-        neighbouring points as shared; directions that the surfaces leave open are in `degenerate_directions`.
+        neighbouring points as shared; motions that the surfaces leave open (along a corridor) are named in
+        `degenerate_directions`, and the guess is kept there.
     Raises: ShapeError for input that is no cloud, has fewer than 3 points or NaN; GeomError where at the guess fewer
         than 3 points have a match; warns ConvergenceWarning where `max_iterations` came first.
 
@@ -168,15 +172,13 @@ def _register(
     total = problem.sums(pose, scores=True)
     count = max(1, int(total.matches))
     rmse = (total.square / count).sqrt()
-    plane = SOURCE_PLANE if method == "vgicp" else METHODS.index("plane")
     matches = problem.found.cpu().long()
     matched = matches >= 0
     probe = max(float(rmse), 1e-4 * voxel_size) / 2
     steps = torch.tensor([probe] * 3 + [probe / a.radius] * 3, dtype=torch.float64)
     sure = pose_uncertainty(
         total.hessian,
-        problem.sums(pose, method=plane).hessian,
-        problem.sums(pose, method=METHODS.index("point")).hessian,
+        *problem.motions(pose, every=1 if problem.sliding else None),
         problem.curvature(fit.value, steps),
         total.scores[matched],
         matches[matched] // min(_GROUP, max(1, count // 500)),

@@ -20,6 +20,7 @@ class Registration(Fit[Rigid]):
     `voxel_size` and `max_distance`, metres.
     """
 
+    covariance: Float[Tensor, "6 6"]  # always there, unlike a Fit's
     information: Float[Tensor, "6 6"]
     rmse: Float[Tensor, ""]
     overlap: Float[Tensor, ""]

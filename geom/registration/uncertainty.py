@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["PoseUncertainty", "pose_uncertainty", "twist_adjoint"]
+__all__ = ["DEGENERATE", "PoseUncertainty", "held_motions", "pose_uncertainty", "twist_adjoint"]
 
 DEGENERATE = 0.03  # real scenes hold every motion at 0.1 or more; noisy normals on a corridor make up 0.005 to 0.03
 _FEW = 20  # groups below which their scatter says less than the residuals' variance
@@ -27,10 +27,31 @@ def twist_adjoint(rotation: Float[Tensor, "3 3"], translation: Float[Tensor, "3"
     return torch.cat([top, torch.cat([torch.zeros_like(rotation), rotation], -1)])
 
 
+def held_motions(
+    held_by: Float[Tensor, "6 6"], motion: Float[Tensor, "6 6"], count: int, radius: float
+) -> tuple[Float[Tensor, "6"], Float[Tensor, "6 6"]]:
+    """How far the surfaces hold each motion: `share` (6,) rising, and `unit` (6, 6), its twists in columns.
+
+    share is the mean of (n . d)^2 over the mean of |d|^2, n the surface normal at a match and d the point's motion: the
+    generalised eigenproblem held_by x = share motion x, free of units; below 0.03 a motion is degenerate. Each twist
+    moves the points by a root mean square of one metre, or turns by 10/radius about an axis that all of them lie on.
+
+    Args: held_by and motion (6, 6), sums over `count` matches of (n . d)^2 and |d|^2 as forms in twists about the
+    cloud's centre; radius of the cloud, metres.
+    """
+    scale = torch.ones(6, dtype=torch.float64)
+    scale[3:] = 1 / radius
+    mean = scale[:, None] * scale / max(1, count)
+    root = torch.linalg.cholesky(motion * mean + 0.01 * torch.eye(6, dtype=torch.float64))
+    unit = scale[:, None] * torch.linalg.inv(root).T
+    share, turn = torch.linalg.eigh(unit.T @ (held_by / max(1, count)) @ unit)
+    return share, unit @ turn
+
+
 def pose_uncertainty(
     hessian: Float[Tensor, "6 6"],
-    held_by: Float[Tensor, "6 6"],
-    motion: Float[Tensor, "6 6"],
+    share: Float[Tensor, "6"],
+    unit: Float[Tensor, "6 6"],
     curvature: tuple[Float[Tensor, "6 6"], Float[Tensor, "6 6"]],
     scores: Float[Tensor, "n 6"],
     group: Int64[Tensor, " n"],
@@ -47,25 +68,14 @@ def pose_uncertainty(
     gradient's own derivative, H corrected by what `curvature` found on a part of the points with matches free to
     change, within a twentieth of H and twice H.
 
-    A direction is degenerate where the mean of (n . d)^2 over the mean of |d|^2 is below 0.03, n the surface normal at
-    a match and d the point's motion: the generalised eigenproblem held_by x = share motion x, free of units. Its
-    variance is that of a root mean square motion of `radius`: nothing is known within the scene. No variance is below
-    a motion of 1e-8 radius, so that exact data have a finite information.
+    The variance of a degenerate direction is that of a root mean square motion of `radius`: nothing is known within the
+    scene. No variance is below a motion of 1e-8 radius, so that exact data have a finite information.
 
     Args: hessian (6, 6) and scores (n, 6), the gradient of each match, in twists (v, omega) about the cloud's centre;
-    held_by and motion (6, 6), the sums of (n . d)^2 and |d|^2 as forms in the same; curvature, K and H on a part of the
-    points; group (n,); residual_variance, of the weighted residuals; radius of the cloud, metres; frame (6, 6), from
-    those twists to the ones reported.
+    share and unit, from `held_motions`; curvature, K and H on a part of the points; group (n,); residual_variance, of
+    the weighted residuals; radius of the cloud, metres; frame (6, 6), from those twists to the ones reported.
     """
-    scale = torch.ones(6, dtype=torch.float64)
-    scale[3:] = 1 / radius
-    ridge = 1e-9 * torch.eye(6, dtype=torch.float64)  # a turn that moves no point is a motion too
-    share_of = 1 / max(1, len(scores))
-    root = torch.linalg.cholesky(motion * scale[:, None] * scale * share_of + ridge)
-    unit = scale[:, None] * torch.linalg.inv(root).T  # columns: twists of one metre's root mean square motion
-    share, turn = torch.linalg.eigh(unit.T @ (held_by * share_of) @ unit)
-    held, unit = share >= DEGENERATE, unit @ turn
-    to_twist = frame @ unit
+    held, to_twist = share >= DEGENERATE, frame @ unit
 
     def reduced(matrix: Tensor) -> Tensor:
         return (unit.T @ matrix @ unit)[held][:, held]

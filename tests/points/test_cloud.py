@@ -97,7 +97,7 @@ def test_as_points() -> None:
         as_points(cloud, "scan", minimum=2)
     with pytest.raises(ShapeError, match="scan: expected finite coordinates, got NaN or inf in 4 of 4 points"):
         as_points(Points(X / 0), "scan")
-    with pytest.raises(ShapeError, match="scan: .* got both"):
+    with pytest.raises(ShapeError, match=r"scan: .* got both"):
         as_points(cloud, "scan", offsets=cloud.offsets)
     with pytest.raises(ShapeError, match="scan: expected Points or a tensor"):
         as_points([[0.0, 0.0, 0.0]], "scan")  # type: ignore[arg-type]

@@ -44,6 +44,7 @@ def test_radix_sort_is_the_stable_sort(sizes: list[int], bits: int, seed: int) -
     keys = torch.where(torch.rand(len(keys), generator=draw) < 0.3, keys[:1], keys)  # equal ones, too
     offsets = torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
     ordered, order = cell_order(keys, offsets, bits=bits)
+    assert all(map(torch.equal, cell_order(keys, offsets, backend="torch"), (ordered, order)))
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         want = keys[start:stop].sort(stable=True)
         assert torch.equal(ordered[start:stop], want.values)

@@ -44,7 +44,9 @@ def test_covariances_match_numpy(backend: str, dtype: torch.dtype) -> None:
     size = np.abs(want).max((1, 2), keepdims=True)
     assert found.dtype == dtype and (np.abs(found.double().numpy() - want) <= COVARIANCE[dtype] * size).all()
     assert torch.equal(found, found.mT)
-    assert (torch.linalg.eigvalsh(found.double()).amin(-1) >= -COVARIANCE[dtype] * torch.from_numpy(size[:, 0, 0])).all()
+    assert (
+        torch.linalg.eigvalsh(found.double()).amin(-1) >= -COVARIANCE[dtype] * torch.from_numpy(size[:, 0, 0])
+    ).all()
 
 
 @both
