@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-__all__ = ["Case", "Contender", "Moment", "Plan", "Sample", "Series", "measure", "now"]
+__all__ = ["PAUSE", "Case", "Contender", "Moment", "Plan", "Sample", "Series", "measure", "now"]
 
-_PAUSE = 0.01  # seconds in which the worker threads of the contender before stop spinning
+PAUSE = 0.01  # seconds in which the worker threads of the contender before stop spinning
 
 
 class Contender(NamedTuple):
@@ -86,13 +86,12 @@ def measure(
     *,
     clock: Callable[[], Moment] = now,
     finish: Callable[[], None] = lambda: None,
-    pause: float = _PAUSE,
-    tick: Callable[[], None] = lambda: None,
+    pause: float = PAUSE,
 ) -> tuple[list[Series], list[str]]:
     """Run a warm-up round and then `plan.rounds` measured ones, each begun with another contender.
 
     Args: clock, read before and after the work; finish, timed with the work (waiting for a GPU); pause, seconds before
-        each run; tick, called after each run.
+        each run.
     Returns: a series for each contender, in the case's order, and a note for each one that raised and was left out.
     """
     samples: dict[int, list[Sample]] = {i: [] for i in range(len(case.contenders))}
@@ -110,8 +109,6 @@ def measure(
                 notes.append(f"{case.name}, {contender.library} {contender.method}: left out, it raised {error!r}")
                 del samples[i]
                 continue
-            finally:
-                tick()
             if number >= 0:
                 samples[i].append(sample)
     series = [Series(case.name, case.contenders[i].library, case.contenders[i].method, s) for i, s in samples.items()]

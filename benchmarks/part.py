@@ -4,27 +4,38 @@
 time), so the one-thread process is also held to one core.
 """
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from benchmarks.harness import Case, Contender, Plan, Series, measure
+from benchmarks.harness import PAUSE, Case, Contender, Plan, Series, measure
 from benchmarks.report import ROOT, Part, cores, part_from_json
 from geom.errors import GeomError
 
-__all__ = ["Benchmark", "Request", "check_one_thread", "choose_plan", "find_benchmark", "installed", "run_part"]
+__all__ = [
+    "Benchmark",
+    "Request",
+    "check_one_thread",
+    "check_other_work",
+    "choose_plan",
+    "find_benchmark",
+    "installed",
+    "run_part",
+]
 
 Maker = Callable[[Any, int, str], Iterator[Contender]]  # (input, threads, device)
 _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_BUSY = 0.9
+_BUSY = 0.05  # part of the cores that other work may take before a note says so
 _PARALLEL = 1.05  # CPU time over wall time above which a run was not on one thread
 
 
@@ -102,10 +113,16 @@ def _measure_here(request: Request) -> Part:
     count, cases, missing = find_benchmark(request.benchmark).cases(request, threads)
     notes += missing
     series = []
+    pause = 0.0 if request.clock == "cpu" else PAUSE  # one thread leaves none behind that spins
     finish = torch.cuda.synchronize if request.device == "cuda" else lambda: None
     with tqdm(total=count, desc=f"{request.clock}, {threads} thread(s)", unit="case", disable=None) as bar:
         for case in cases:
-            found, failed = measure(case, plan, finish=finish)
+            gc.freeze()  # what was imported and loaded is not searched again
+            before = Usage.now()
+            found, failed = measure(case, plan, finish=finish, pause=pause)
+            busy = check_other_work(before, Usage.now(), os.cpu_count() or 1)
+            if busy is not None:
+                notes.append(f"{case.name} ({request.clock}, {threads} thread{'s' * (threads > 1)}): {busy}")
             series += found
             notes += failed
             if case.note:
@@ -117,19 +134,36 @@ def _measure_here(request: Request) -> Part:
 
 
 def check_one_thread(series: Sequence[Series]) -> list[str]:
-    """Notes on what CPU time over wall time tells: above 1 several threads ran, far below 1 other work had the core."""
-
-    def share(some: Sequence[Series]) -> float:
-        samples = [sample for s in some for sample in s.samples]
-        return sum(x.cpu_ms for x in samples) / max(1e-9, sum(x.wall_ms for x in samples))
-
+    """A note for each series whose CPU time over wall time says that several threads ran."""
     notes = []
     for s in series:
-        if share([s]) > _PARALLEL:
-            notes.append(f"{s.case}, {s.library} {s.method}: not on one thread, CPU time {share([s]):.2f} of wall time")
-    if series and share(series) < _BUSY:
-        notes.append(f"the machine was busy: one thread got {share(series):.0%} of its core, so wall times mean little")
+        ratio = sum(x.cpu_ms for x in s.samples) / max(1e-9, sum(x.wall_ms for x in s.samples))
+        if ratio > _PARALLEL:
+            notes.append(f"{s.case}, {s.library} {s.method}: not on one thread, CPU time {ratio:.2f} of wall time")
     return notes
+
+
+class Usage(NamedTuple):
+    """Seconds so far: on the wall, of this process on all its threads, and of all processes on all cores."""
+
+    wall: float
+    own: float
+    everyone: float
+
+    @classmethod
+    def now(cls) -> "Usage":
+        everyone = 0.0
+        if os.path.exists("/proc/stat"):  # user, nice, system, idle, iowait, irq, softirq, steal
+            ticks = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+            everyone = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+        return cls(time.perf_counter(), time.process_time(), everyone)
+
+
+def check_other_work(before: Usage, after: Usage, count: int) -> str | None:
+    """A note where processes beside this one took much of `count` cores: its wall times then say little."""
+    wall, own, everyone = (b - a for a, b in zip(before, after, strict=True))
+    share = (everyone - own) / max(1e-9, wall * count)
+    return f"other work took {share:.0%} of the machine's cores" if share > _BUSY else None
 
 
 if __name__ == "__main__":

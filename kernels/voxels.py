@@ -56,10 +56,10 @@ radix_order = native_kernel(
     "radix_order",
     "unit: real[], keys: int64[], offsets: int64[], bits: int32, spare: int64[], spare_order: int64[], "
     "ordered: int64[], order: int64[]",
-    # Item i is a cloud: stable, 11 bits a pass, least first, from one pair of arrays to the other and back.
+    # Item i is a cloud: stable, at most 11 bits a pass, least first, from one pair of arrays to the other and back.
     """
     const long long begin = offsets.data[i], count = offsets.data[i + 1] - begin;
-    const int passes = bits > 0 ? (bits + 10) / 11 : 1;
+    const int passes = bits > 0 ? (bits + 10) / 11 : 1, digit = (bits + passes - 1) / passes, mask = (1 << digit) - 1;
     for (int pass = 0; pass < passes; ++pass) {
         const bool out = (passes - pass) % 2 == 1;  // the last pass ends in `ordered` and `order`
         const wp::int64* from = (pass == 0 ? keys.data : out ? spare.data : ordered.data) + begin;
@@ -67,13 +67,13 @@ radix_order = native_kernel(
         wp::int64* to = (out ? ordered.data : spare.data) + begin;
         wp::int64* to_order = (out ? order.data : spare_order.data) + begin;
         int place[2048];
-        for (int d = 0; d < 2048; ++d) place[d] = 0;
-        const int shift = 11 * pass;
-        for (long long k = 0; k < count; ++k) ++place[(from[k] >> shift) & 2047];
+        for (int d = 0; d <= mask; ++d) place[d] = 0;
+        const int shift = digit * pass;
+        for (long long k = 0; k < count; ++k) ++place[(from[k] >> shift) & mask];
         int sum = 0;
-        for (int d = 0; d < 2048; ++d) { const int here = place[d]; place[d] = sum; sum += here; }
+        for (int d = 0; d <= mask; ++d) { const int here = place[d]; place[d] = sum; sum += here; }
         for (long long k = 0; k < count; ++k) {
-            const int at = place[(from[k] >> shift) & 2047]++;
+            const int at = place[(from[k] >> shift) & mask]++;
             to[at] = from[k];
             to_order[at] = pass == 0 ? begin + k : from_order[k];
         }

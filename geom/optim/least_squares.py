@@ -95,10 +95,11 @@ def least_squares(
     if not bool(torch.isfinite(now.cost).all()):
         raise ShapeError(f"guess: expected a finite cost there, got {now.cost.flatten().tolist()[:8]}")
     batch = now.gradient.shape[:-1]
-    factor = torch.full(batch, float(damping), dtype=now.cost.dtype, device=now.cost.device)
+    rounding = torch.finfo(now.cost.dtype).eps
+    least = max(_DAMPING_MIN, 16 * rounding)
+    factor = torch.full(batch, max(float(damping), least), dtype=now.cost.dtype, device=now.cost.device)
     converged = torch.zeros(batch, dtype=torch.bool, device=now.cost.device)
     iterations = torch.zeros(batch, dtype=torch.int64, device=now.cost.device)
-    rounding = torch.finfo(now.cost.dtype).eps
     limit = torch.as_tensor(tolerance, dtype=now.cost.dtype, device=now.cost.device).clamp(min=8 * rounding)
     for _ in range(max_iterations):
         step = _damped_step(now, factor) if damping else _newton_step(now)
@@ -107,7 +108,7 @@ def least_squares(
         cost = problem.cost(trial) if damping else None
         if cost is not None:
             better = (cost <= now.cost) & ~converged
-            factor = torch.where(better, factor / 10, factor * 10).clamp(_DAMPING_MIN, _DAMPING_MAX)
+            factor = torch.where(better, factor / 10, factor * 10).clamp(least, _DAMPING_MAX)
         else:
             better = step.isfinite().all(-1) & ~converged
         iterations = iterations + ~converged
@@ -137,28 +138,27 @@ def least_squares(
 def _damped_step(now: Quadratic, factor: Tensor) -> Tensor:
     """-(H + lambda diag H)^-1 g; a coordinate that H does not see gets no step.
 
-    A singular H still has a step: rounding's own size stays on the diagonal, which no seen direction feels.
+    A singular H still has a step, since lambda never falls below rounding's own size, which no seen direction feels.
     """
-    diagonal, seen = _curvature(now.hessian)
-    ridge = factor.clamp(min=16 * torch.finfo(seen.dtype).eps)[..., None] * seen + (seen - diagonal)
-    return torch.linalg.solve(now.hessian + torch.diag_embed(ridge), -now.gradient)
+    damped = now.hessian.clone()
+    damped.diagonal(dim1=-2, dim2=-1).copy_(_curvature(damped) * (1 + factor[..., None]))
+    return torch.linalg.solve(damped, -now.gradient)
 
 
 def _newton_step(now: Quadratic) -> Tensor:
     return -(_inverse(now.hessian) @ now.gradient[..., None])[..., 0]
 
 
-def _curvature(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal, and the diagonal with its largest entry in place of those that are only rounding (1 for 0)."""
-    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-    most = diagonal.amax(-1, keepdim=True)
-    seen = torch.where(diagonal > (16 * torch.finfo(hessian.dtype).eps) ** 2 * most, diagonal, most)
-    return diagonal, torch.where(seen > 0, seen, 1)
+def _curvature(hessian: Tensor) -> Tensor:
+    """The diagonal, with its largest entry in place of those that are only rounding; above 0."""
+    diagonal, info = hessian.diagonal(dim1=-2, dim2=-1), torch.finfo(hessian.dtype)
+    most = diagonal.amax(-1, keepdim=True).clamp(min=info.tiny)
+    return torch.where(diagonal > (16 * info.eps) ** 2 * most, diagonal, most)
 
 
 def _inverse(hessian: Tensor) -> Tensor:
     """Pseudo-inverse with each coordinate in the unit of its curvature: no choice of units hides a direction."""
-    scale = _curvature(hessian)[1].rsqrt()
+    scale = _curvature(hessian).rsqrt()
     scales = scale[..., :, None] * scale[..., None, :]
     rounding = 16 * hessian.shape[-1] * torch.finfo(hessian.dtype).eps
     return scales * torch.linalg.pinv(torch.nan_to_num(hessian * scales), hermitian=True, rtol=rounding)

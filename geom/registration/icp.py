@@ -65,7 +65,7 @@ def icp(
     Near means that most points start within about `max_distance` of their place. An rmse of several voxels or a small
     overlap says that the guess was not. "gicp" is the most accurate; "vgicp" is faster and coarser.
 
-    Minimises sum rho(e^T M e)/2 over matches e = q - T p by Levenberg-Marquardt, matching anew at every step:
+    Minimises sum rho(e^T M e)/2 over matches e = q - T p by Gauss-Newton, matching anew at every step:
     "point" M = I (Besl and McKay 1992); "plane" M = n n^T (Chen and Medioni 1991); "gicp" M = (C_q + R C_p R^T)^-1 with
     C = diag(1e-3, 1, 1) along each point's normal (Segal et al. 2009, Eq. (2)); "vgicp" the same against the mean
     of each target voxel of edge `max_distance` (Koide et al. 2021, Eq. (13)). Both clouds are first thinned to one
@@ -166,7 +166,7 @@ def _register(
             "give a better init or a larger max_distance"
         )
     tolerance = torch.tensor([_STEP[0] * voxel_size] * 3 + [_STEP[1]] * 3, dtype=torch.float64)
-    fit = least_squares(problem, start, max_iterations=max_iterations, tolerance=tolerance, damping=1e-6)
+    fit = least_squares(problem, start, max_iterations=max_iterations, tolerance=tolerance, damping=0)
     pose = problem.pose(fit.value)
     problem.find(pose)
     total = problem.sums(pose, scores=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.harness import Case, Contender, Moment, Plan, Sample, Series, measure
-from benchmarks.part import check_one_thread, installed
+from benchmarks.part import Usage, check_one_thread, check_other_work, installed
 
 
 class World:
@@ -90,8 +90,17 @@ def test_a_missing_package_is_left_out_and_named() -> None:
     assert len(notes) == 1 and notes[0].startswith("no_such_package: left out")
 
 
-@pytest.mark.parametrize(("cpu", "words"), [(1.0, None), (1.9, "not on one thread"), (0.5, "the machine was busy")])
-def test_one_thread_is_checked_by_cpu_over_wall_time(cpu: float, words: str | None) -> None:
-    notes = check_one_thread([Series("case", "a", "method", [Sample(0, cpu, 1.0, {}), Sample(0, cpu, 1.0, {})])])
-    assert len(notes) == (words is not None)
-    assert words is None or words in notes[0]
+def test_one_thread_is_checked_by_cpu_over_wall_time() -> None:
+    one, two = (Series("case", name, "method", [Sample(0, cpu, 1.0, {})] * 2) for name, cpu in (("a", 1.0), ("b", 1.9)))
+    (note,) = check_one_thread([one, two])
+    assert note.startswith("case, b method: not on one thread")
+
+
+def test_other_work_on_the_machine_is_noted() -> None:
+    before = Usage(wall=100.0, own=10.0, everyone=1000.0)
+    assert check_other_work(before, Usage(wall=110.0, own=15.0, everyone=1005.5), 2) is None
+    assert check_other_work(before, Usage(wall=110.0, own=15.0, everyone=1013.0), 2) == (
+        "other work took 40% of the machine's cores"
+    )
+    a, b = Usage.now(), Usage.now()
+    assert b.wall >= a.wall and b.own >= a.own and b.everyone >= a.everyone

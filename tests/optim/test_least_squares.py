@@ -338,6 +338,17 @@ WRONG: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "deep": ((lambda p: p[None, None], ONE), {}, r"residual: expected \(m\[, d\]\), got \(1, 1, 2\)"),
     "batch": ((lambda p: p[:1], ONE.expand(3, 2)), {}, r"residual: expected \(3, m\[, d\]\), got \(1, 2\)"),
     "nan": ((lambda p: p / 0 - p / 0, ONE), {}, r"guess: expected a finite cost there, got \[nan\]"),
+    "robust_name": (
+        (lambda p: p, ONE),
+        {"robust": "huber"},
+        r"robust: expected a geom\.optim\.Robust or None, got str",
+    ),
+    "guess_int": (
+        (lambda p: p, ONE.long()),
+        {},
+        r"guess: expected a float tensor \(\.\.\., n\) or a value with retract",
+    ),
+    "guess_list": ((lambda p: p, [1.0, 1.0]), {}, r"guess: expected a float tensor .* got a list"),
     "robust": ((Circle(ONE[None] * 2), ONE), {"robust": Robust("huber")}, "robust: a Problem weighs its own residuals"),
     "damping": (
         (lambda p: p, ONE),
