@@ -126,7 +126,7 @@ class Alignment:
         return Sums(*right, total[27], total[28], total[29], rows.cpu() @ turn)
 
     def motions(self, pose: Tensor, *, every: int | None = None) -> tuple[Tensor, Tensor]:
-        """`held_motions` at a pose, by default from some five hundred of the points."""
+        """`held_motions` at a pose, by default from some 500 of the points."""
         stride = max(1, self.count // _PROBES) if every is None else every
         none, found = pose.new_empty(0), self.found[::stride].contiguous()
         plane = SOURCE_PLANE if self.cells is not None else METHODS.index("plane")
@@ -138,7 +138,7 @@ class Alignment:
     def curvature(self, value: Rigid, step: Tensor) -> tuple[Tensor, Tensor]:
         """How the gradient really changes with the pose, matches changing with it, beside H: both (6, 6).
 
-        Central differences over +-step (6,) on some five hundred of the points. Where noise rivals the points' spacing the
+        Central differences over +-step (6,) on some 500 of the points. Where noise rivals the points' spacing the
         matches follow the pose, and the objective is flatter than the H of held matches says.
         """
         stride = max(1, self.count // _PROBES)
