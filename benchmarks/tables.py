@@ -14,6 +14,7 @@ __all__ = ["markdown_tables", "rewrite_block", "text_tables", "update_readme"]
 
 _END = "<!-- /benchmark -->"
 _NONE = "-"
+_BUSY = " **Other work ran on the machine at the same time: see the notes under the cases.**"
 
 
 def text_tables(report: Report) -> str:
@@ -59,7 +60,9 @@ def markdown_tables(report: Report) -> str:
     cases = len(_unique(s.case for s in _of(report.parts)))
     lines = [
         f"{_heading(report)} Times are medians of {report.rounds} interleaved rounds; a ratio's mean is the geometric "
-        f"one over {cases} case{'s' * (cases > 1)}; above 1 is slower than {report.reference}.",
+        f"one over {cases} case{'s' * (cases > 1)}; above 1 is slower than {report.reference}."
+        + _BUSY
+        * any("other work took" in note for note in _notes(report)),
         "",
         *_piped(rows),
         "",

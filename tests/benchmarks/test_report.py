@@ -87,6 +87,12 @@ def test_markdown_has_the_mean_the_worst_and_every_case(report: Report) -> None:
     assert len({len(row) for row in rows[:2]}) == 1
 
 
+def test_markdown_says_first_that_the_machine_was_busy(report: Report) -> None:
+    assert "Other work ran" not in markdown_tables(report)
+    busy = replace(report, notes=["street: other work took 40% of the machine's cores"])
+    assert "Other work ran" in markdown_tables(busy).splitlines()[0]
+
+
 def test_without_the_reference_there_are_no_ratios(report: Report) -> None:
     alone = replace(report, parts=[Part("cpu", 1, 1, [series("geom", 30.0, 0.25)], [])])
     assert "| gicp | geom | - | 0.25 |" in markdown_tables(alone)
