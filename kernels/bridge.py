@@ -6,9 +6,11 @@ independent; results are then the same bits for any number of threads. Sources o
 """
 
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -22,12 +24,13 @@ from geom.checks import check_choice, describe
 from geom.errors import ShapeError
 from geom.kernels.native import DTYPES, start
 
-__all__ = ["BACKENDS", "choose", "launch", "operator", "warmup"]
+__all__ = ["BACKENDS", "choose", "launch", "operator", "small_operations", "warmup"]
 
 BACKENDS = ("auto", "warp", "torch")
 MODULES = ("covariances", "neighbors", "registration", "voxels")
 
 Dispatch = Callable[[torch.dtype], wp.Kernel]
+_local = threading.local()
 
 
 @cache
@@ -75,7 +78,7 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
         stream = wp.stream_from_torch(torch.cuda.current_stream(device))
         wp.launch(kernel, dim=items, inputs=[0, *packed], stream=stream)
         return
-    threads = min(torch.get_num_threads(), items // grain)
+    threads = min(getattr(_local, "threads", None) or torch.get_num_threads(), items // grain)
     if threads <= 1:
         wp.launch(kernel, dim=items, inputs=[0, *packed], device="cpu")
         return
@@ -88,6 +91,25 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
     rest = _pool(threads - 1, os.getpid()).map(part, bounds[1:-1], bounds[2:])
     part(bounds[0], bounds[1])  # this thread works too
     list(rest)
+
+
+@contextmanager
+def small_operations() -> Iterator[None]:
+    """For work of many small torch operations between kernels: those on one thread, kernels still on all.
+
+    After each parallel operation OpenMP's workers spin for milliseconds and hold the cores that kernels want.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or getattr(_local, "threads", None):
+        yield
+        return
+    _local.threads = threads
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _local.threads = None
+        torch.set_num_threads(threads)
 
 
 def _adjoint(

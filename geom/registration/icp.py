@@ -8,6 +8,7 @@ from torch import Tensor
 
 from geom.checks import check_choice, check_positive, check_same, describe
 from geom.errors import GeomError, ShapeError
+from geom.kernels.bridge import small_operations
 from geom.lie import Rigid, quaternion
 from geom.optim import least_squares
 from geom.optim.robust import KERNELS
@@ -93,7 +94,8 @@ def icp(
 
     Guarantees: not differentiable; deterministic (any number of threads); 1 mm and 1 mrad of the optimum at 25 cm
     """
-    sources, targets = _clouds(source, "source"), _clouds(target, "target")
+    with small_operations():
+        sources, targets = _clouds(source, "source"), _clouds(target, "target")
     single = len(sources) == len(targets) == 1 and not isinstance(source, (list, tuple))
     if len(sources) != len(targets):
         raise ShapeError(f"source and target: expected as many of each, got {len(sources)} and {len(targets)}")
@@ -109,7 +111,8 @@ def icp(
         check_same(s.positions, t.positions, "source and target")
         size = choose_voxel_size(s) if voxel_size is None else check_positive(voxel_size, "voxel_size")
         reach = None if max_distance is None else check_positive(max_distance, "max_distance")
-        results.append(_register(s, t, _guess(guess), method, reach, size, max_iterations, robust))
+        with small_operations():
+            results.append(_register(s, t, _guess(guess), method, reach, size, max_iterations, robust))
     return results[0] if single else results
 
 
