@@ -95,11 +95,23 @@ def _mean_kernel(real: type) -> wp.Kernel:
         segment = first + wp.tid()
         begin = wp.int32(starts[segment])
         end = wp.int32(starts[segment + 1])
-        for column in range(values.shape[1]):
-            total = wp.float64(0.0)
+        count = wp.float64(wp.max(end - begin, 1))
+        if values.shape[1] == 3:  # positions: each row is fetched once
+            x, y, z = wp.float64(0.0), wp.float64(0.0), wp.float64(0.0)
             for k in range(begin, end):
-                total += wp.float64(values[wp.int32(order[k]), column])
-            out[segment, column] = real(total / wp.float64(wp.max(end - begin, 1)))
+                row = wp.int32(order[k])
+                x += wp.float64(values[row, 0])
+                y += wp.float64(values[row, 1])
+                z += wp.float64(values[row, 2])
+            out[segment, 0] = real(x / count)
+            out[segment, 1] = real(y / count)
+            out[segment, 2] = real(z / count)
+        else:
+            for column in range(values.shape[1]):
+                total = wp.float64(0.0)
+                for k in range(begin, end):
+                    total += wp.float64(values[wp.int32(order[k]), column])
+                out[segment, column] = real(total / count)
 
     return mean
 
