@@ -8,7 +8,15 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from geom.errors import ShapeError
 
-__all__ = ["check_choice", "check_offsets", "check_points", "check_positive", "check_same"]
+__all__ = [
+    "check_choice",
+    "check_field",
+    "check_indices",
+    "check_offsets",
+    "check_points",
+    "check_positive",
+    "check_same",
+]
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -83,3 +91,17 @@ def check_same(a: Tensor, b: Tensor, names: str) -> None:
         raise ShapeError(
             f"{names}: expected one dtype and device, got {a.dtype} on {a.device} and {b.dtype} on {b.device}"
         )
+
+
+def check_field(x: object, shape: tuple[int, ...], name: str) -> None:
+    """Raise ShapeError unless `x` is None or a float tensor of this shape."""
+    if x is not None and not (isinstance(x, Tensor) and x.is_floating_point() and x.shape == shape):
+        raise ShapeError(f"{name}: expected a float tensor {shape}, got {describe(x)}")
+
+
+def check_indices(x: object, width: int, count: int, name: str, letter: str) -> None:
+    """Raise ShapeError unless `x` is an int64 tensor (`letter`, width) of indices in [0, count)."""
+    if not isinstance(x, Tensor) or x.dtype != torch.int64 or x.ndim != 2 or x.shape[1] != width:
+        raise ShapeError(f"{name}: expected an int64 tensor ({letter}, {width}), got {describe(x)}")
+    if x.numel() and (int(x.min()) < 0 or int(x.max()) >= count):
+        raise ShapeError(f"{name}: expected indices in [0, {count}), got {int(x.min())} to {int(x.max())}")

@@ -54,7 +54,7 @@ morton_keys = native_kernel(
 radix_order = native_kernel(
     __name__,
     "radix_order",
-    "unit: real[], keys: int64[], offsets: int64[], bits: int32, spare: int64[], spare_order: int64[], "
+    "keys: int64[], offsets: int64[], bits: int32, spare: int64[], spare_order: int64[], "
     "ordered: int64[], order: int64[]",
     # Item i is a cloud: stable, at most 11 bits a pass, least first, from one pair of arrays to the other and back.
     """

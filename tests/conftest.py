@@ -9,6 +9,7 @@ checks. `JAXTYPING_DISABLE=1` switches all off.
 
 import inspect
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import beartype
@@ -74,3 +75,11 @@ def data() -> Path:
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Both dtypes of the library, one after the other."""
     return request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's thread count; the old one comes back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

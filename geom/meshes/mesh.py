@@ -1,11 +1,9 @@
 """`Mesh`: triangles over shared vertices."""
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geom.checks import check_points, describe
-from geom.errors import ShapeError
+from geom.checks import check_field, check_indices, check_points
 from geom.values import Value, value
 
 __all__ = ["Mesh"]
@@ -20,6 +18,7 @@ class Mesh(Value):
 
     Raises: ShapeError where a field has the wrong shape or dtype, or a face names a vertex that is not there.
 
+    >>> import torch
     >>> Mesh(torch.rand(3, 3), torch.tensor([[0, 1, 2]])).faces.shape
     torch.Size([1, 3])
     """
@@ -31,14 +30,6 @@ class Mesh(Value):
 
     def __post_init__(self) -> None:
         count = check_points(self.vertices, "vertices", finite=False).shape[0]
-        faces = self.faces
-        if not isinstance(faces, Tensor) or faces.dtype != torch.int64 or faces.ndim != 2 or faces.shape[1] != 3:
-            raise ShapeError(f"faces: expected an int64 tensor (F, 3), got {describe(faces)}")
-        if faces.numel() and (int(faces.min()) < 0 or int(faces.max()) >= count):
-            raise ShapeError(f"faces: expected indices in [0, {count}), got {int(faces.min())} to {int(faces.max())}")
+        check_indices(self.faces, 3, count, "faces", "F")
         for name in ("normals", "colors"):
-            field = getattr(self, name)
-            if field is not None and not (
-                isinstance(field, Tensor) and field.is_floating_point() and field.shape == (count, 3)
-            ):
-                raise ShapeError(f"{name}: expected a float tensor {(count, 3)}, got {describe(field)}")
+            check_field(getattr(self, name), (count, 3), name)

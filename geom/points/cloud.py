@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from typing_extensions import Self
 
-from geom.checks import check_offsets, check_points, describe
+from geom.checks import check_field, check_offsets, check_points, describe
 from geom.errors import ShapeError
 from geom.values import Value, value
 
@@ -38,11 +38,7 @@ class Points(Value):
     def __post_init__(self) -> None:
         count = check_points(self.positions, "positions", finite=False).shape[0]
         for name, shape in (("normals", (count, 3)), ("colors", (count, 3)), ("intensities", (count,))):
-            field = getattr(self, name)
-            if field is not None and not (
-                isinstance(field, Tensor) and field.is_floating_point() and field.shape == shape
-            ):
-                raise ShapeError(f"{name}: expected a float tensor {shape}, got {describe(field)}")
+            check_field(getattr(self, name), shape, name)
         if self.offsets is not None:
             check_offsets(self.offsets, count, device=self.positions.device)
 

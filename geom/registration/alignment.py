@@ -121,9 +121,8 @@ class Alignment:
         """Sums at a pose for the matches as they are."""
         rows = pose.new_empty((self.count if scores else 0, 6))
         total = self._sum(pose, 1, self.found, 2 if scores else 1, None, self.squares, rows)[0]
-        turn = twist_adjoint(pose[:9].cpu().reshape(3, 3), pose[9:].cpu())
-        right = (turn.T @ total[_FULL] @ turn, turn.T @ total[21:27])
-        return Sums(*right, total[27], total[28], total[29], rows.cpu() @ turn)
+        turn = _to_right(pose)
+        return Sums(_form(total, turn), turn.T @ total[21:27], total[27], total[28], total[29], rows.cpu() @ turn)
 
     def motions(self, pose: Tensor, *, every: int | None = None) -> tuple[Tensor, Tensor]:
         """`held_motions` at a pose, by default from some 500 of the points."""
@@ -131,9 +130,8 @@ class Alignment:
         none, found = pose.new_empty(0), self.found[::stride].contiguous()
         plane = SOURCE_PLANE if self.cells is not None else METHODS.index("plane")
         normal, whole = (self._sum(pose, stride, found, 1, m, none, none)[0] for m in (plane, METHODS.index("point")))
-        turn = twist_adjoint(pose[:9].cpu().reshape(3, 3), pose[9:].cpu())
-        forms = (turn.T @ normal[_FULL] @ turn, turn.T @ whole[_FULL] @ turn)
-        return held_motions(*forms, int(whole[29]), self.source.radius)
+        turn = _to_right(pose)
+        return held_motions(_form(normal, turn), _form(whole, turn), int(whole[29]), self.source.radius)
 
     def curvature(self, value: Rigid, step: Tensor) -> tuple[Tensor, Tensor]:
         """How the gradient really changes with the pose, matches changing with it, beside H: both (6, 6).
@@ -149,10 +147,9 @@ class Alignment:
         self._find(poses, stride, 2, found)
         none = poses.new_empty(0)
         total = self._sum(poses, stride, found, 1, None, none, none)
-        pose = poses[0].cpu()
-        turn = twist_adjoint(pose[:9].reshape(3, 3), pose[9:])
+        turn = _to_right(poses[0])
         gradient = total[:, 21:27] @ turn
-        return ((gradient[1:7] - gradient[7:]) / (2 * step[:, None])).T, turn.T @ total[0][_FULL] @ turn
+        return ((gradient[1:7] - gradient[7:]) / (2 * step[:, None])).T, _form(total[0], turn)
 
     def _find(self, poses: Tensor, stride: int, memory: int, found: Tensor) -> None:
         points, limit, items = self.source.points, self.max_distance**2, len(found)
@@ -162,8 +159,7 @@ class Alignment:
                 found.copy_(twin.find_nearest(part, flat, self.matched, self.max_distance))
             else:
                 keys, _, origin = self.cells
-                reach = self.max_distance
-                found.copy_(twin.find_cells(part, flat, self.matched, keys, origin, reach, reach))
+                found.copy_(twin.find_cells(part, flat, self.matched, keys, origin, self.max_distance))
             return
         start = (points, poses, -(-self.count // stride), stride, self.matched)
         if self.cells is not None:
@@ -210,3 +206,14 @@ class Alignment:
         items = rows.shape[0] * chunks
         bridge.launch(kernel, items, *args, rows, squares, scores, device=self.device, grain=2048 // _CHUNK)
         return rows.sum(1).cpu()
+
+
+def _to_right(pose: Tensor) -> Tensor:
+    """Ad_T (6, 6): a right perturbation T exp(xi) is the left one exp(Ad_T xi) T of the kernel's sums."""
+    pose = pose.cpu()
+    return twist_adjoint(pose[:9].reshape(3, 3), pose[9:])
+
+
+def _form(total: Tensor, turn: Tensor) -> Tensor:
+    """H (6, 6) of a right perturbation from the upper triangle in the kernel's sums."""
+    return turn.T @ total[_FULL] @ turn

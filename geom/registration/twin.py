@@ -25,12 +25,12 @@ def find_nearest(points: Tensor, poses: Tensor, target: Tensor, max_distance: fl
 
 
 def find_cells(
-    points: Tensor, poses: Tensor, means: Tensor, keys: Tensor, origin: Tensor, size: float, max_distance: float
+    points: Tensor, poses: Tensor, means: Tensor, keys: Tensor, origin: Tensor, max_distance: float
 ) -> Tensor:
     """Place in `keys` (sorted) of the voxel that holds each moved point, -1 for none or a far mean; (P N,) int32."""
     moved = move(points, poses).reshape(-1, 3)
     one = torch.tensor([0, len(moved)], device=points.device)
-    sizes = torch.full((1,), size, dtype=points.dtype, device=points.device)
+    sizes = torch.full((1,), max_distance, dtype=points.dtype, device=points.device)
     key = cell_keys(moved, one, origin[None], sizes, backend="torch")
     place = torch.searchsorted(keys, key).clamp(max=len(keys) - 1)
     near = (means[place] - moved).square().sum(-1) <= max_distance**2

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geom.checks import check_points, describe
+from geom.checks import check_field, check_indices, check_points, describe
 from geom.errors import ShapeError
 from geom.lie import Rigid
 from geom.meshes import Mesh
@@ -45,16 +45,8 @@ class Lines(Value):
 
     def __post_init__(self) -> None:
         count = check_points(self.positions, "positions", finite=False).shape[0]
-        ends = self.segments
-        if not isinstance(ends, Tensor) or ends.dtype != torch.int64 or ends.ndim != 2 or ends.shape[1] != 2:
-            raise ShapeError(f"segments: expected an int64 tensor (E, 2), got {describe(ends)}")
-        if ends.numel() and (int(ends.min()) < 0 or int(ends.max()) >= count):
-            raise ShapeError(f"segments: expected indices in [0, {count}), got {int(ends.min())} to {int(ends.max())}")
-        colors = self.colors
-        if colors is not None and not (
-            isinstance(colors, Tensor) and colors.is_floating_point() and colors.shape == (count, 3)
-        ):
-            raise ShapeError(f"colors: expected a float tensor {(count, 3)}, got {describe(colors)}")
+        check_indices(self.segments, 2, count, "segments", "E")
+        check_field(self.colors, (count, 3), "colors")
 
 
 Thing: TypeAlias = Points | Mesh | Lines | Rigid | Tensor | npt.NDArray[np.floating]

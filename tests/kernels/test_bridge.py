@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -55,13 +55,6 @@ OPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "segment_mean": (lambda x: segment_mean(x, *segments()), (6, 3)),
 }
 each_op = pytest.mark.parametrize(("op", "shape"), OPS.values(), ids=OPS)
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 # --- values and gradients --------------------------------------------------------------------------------------------

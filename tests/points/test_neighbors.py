@@ -1,6 +1,6 @@
 """Nearest neighbours and radius search: against scipy, against the twin, exactly where arithmetic is exact."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -219,13 +219,6 @@ def test_memory_that_is_not_contiguous(dtype: torch.dtype) -> None:
     a = knn(query, points, 4, offsets=offsets, query_offsets=asked)
     b = knn(query.clone(), points.clone(), 4, offsets=offsets.clone(), query_offsets=asked.clone())
     assert all(map(torch.equal, a, b)) and (a.index[:10] < 100).all() and (a.index[10:] >= 100).all()
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def test_threads_do_not_change_a_bit(threads: Callable[[int], None], dtype: torch.dtype) -> None:

@@ -1,6 +1,6 @@
 """Covariances and normals: against numpy and the twin, on planes, lines, single places."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -145,13 +145,6 @@ def test_rotations_turn_the_answer(backend: str) -> None:
     assert torch.allclose(moved, rotation @ still @ rotation.mT, atol=1e-14)
     normals = [turned(estimate_normals(x, k=10, backend=backend)) for x in (motion.apply(points), points)]
     assert close_in_angle(normals[0], turned(normals[1] @ rotation.mT), 1e-10)
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def test_threads_do_not_change_a_bit(threads: Callable[[int], None], dtype: torch.dtype) -> None:

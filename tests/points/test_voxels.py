@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -121,13 +121,6 @@ def test_under_torch_func_the_twin_differentiates() -> None:
     jacobian = torch.func.jacrev(lambda x: voxel_downsample(x, 0.4).positions)(x)
     want = torch.autograd.functional.jacobian(lambda x: voxel_downsample(x, 0.4).positions, x)
     assert torch.allclose(jacobian, want, atol=1e-15) and want.any()
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def test_threads_do_not_change_a_bit(threads: Callable[[int], None], dtype: torch.dtype) -> None:
