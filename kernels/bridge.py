@@ -24,13 +24,14 @@ from geom.checks import check_choice, describe
 from geom.errors import ShapeError
 from geom.kernels.native import DTYPES, start
 
-__all__ = ["BACKENDS", "choose", "launch", "operator", "small_operations", "warmup"]
+__all__ = ["BACKENDS", "choose", "launch", "launch_range", "operator", "small_operations", "warmup"]
 
 BACKENDS = ("auto", "warp", "torch")
-MODULES = ("covariances", "neighbors", "registration", "voxels")
+MODULES = ("covariances", "neighbors", "registration", "rotations", "voxels")
 
 Dispatch = Callable[[torch.dtype], wp.Kernel]
 _local = threading.local()
+_RANGE = 16384  # elements of a range below which a second CPU thread costs more than it saves
 
 
 @cache
@@ -78,7 +79,7 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
         stream = wp.stream_from_torch(torch.cuda.current_stream(device))
         wp.launch(kernel, dim=items, inputs=[0, *packed], stream=stream)
         return
-    threads = min(getattr(_local, "threads", None) or torch.get_num_threads(), items // grain)
+    threads = min(_threads(), items // grain)
     if threads <= 1:
         wp.launch(kernel, dim=items, inputs=[0, *packed], device="cpu")
         return
@@ -91,6 +92,46 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
     rest = _pool(threads - 1, os.getpid()).map(part, bounds[1:-1], bounds[2:])
     part(bounds[0], bounds[1])  # this thread works too
     list(rest)
+
+
+def launch_range(kernel: wp.Kernel, count: int, *args: int, device: torch.device) -> None:
+    """Run a kernel whose item is a range of `grain` elements, its last arguments `count` and `grain`.
+
+    The others are plain integers, tensors as their addresses. On the CPU each thread gets one range, and records its
+    launch the first time: another costs some 5 us.
+    """
+    if device.type == "cuda":
+        stream = wp.stream_from_torch(torch.cuda.current_stream(device))
+        wp.launch(kernel, dim=count, inputs=[0, *args, count, 1], stream=stream)
+        return
+    threads = min(_threads(), count // _RANGE)
+    if threads <= 1:
+        _replay(kernel, 0, *args, count, count)
+        return
+    replay = partial(_replay, kernel)
+    wp.load_module(kernel.module, device="cpu")
+    rest = [
+        _pool(threads - 1, os.getpid()).submit(replay, t, *args, count, -(-count // threads)) for t in range(1, threads)
+    ]
+    replay(0, *args, count, -(-count // threads))
+    for part in rest:
+        part.result()
+
+
+def _replay(kernel: wp.Kernel, *args: int) -> None:
+    commands = _local.__dict__.setdefault("commands", {})
+    command = commands.get(kernel)
+    if command is None:
+        start()
+        command = wp.launch(kernel, dim=1, inputs=[0] * len(args), device="cpu", record_cmd=True)
+        commands[kernel] = command
+    for index, value in enumerate(args):
+        command.set_param_at_index_from_ctype(index, value)
+    command.launch()
+
+
+def _threads() -> int:
+    return getattr(_local, "threads", None) or torch.get_num_threads()
 
 
 @contextmanager

@@ -62,27 +62,42 @@ class Rigid(Value):
 
     def apply(self, points: Float[Tensor, "*c n 3"]) -> Float[Tensor, "*d n 3"]:
         """R x + t for points (..., N, 3); the batches broadcast. Raises: ShapeError for another shape or dtype."""
-        if points.ndim < 2 or points.shape[-1] != 3 or points.dtype != self.quat_wxyz.dtype:
-            raise ShapeError(f"points: expected {self.quat_wxyz.dtype} of shape (..., N, 3), got {describe(points)}")
-        return quaternion.rotate(self.quat_wxyz[..., None, :], points) + self.translation[..., None, :]
+        return se3.apply(self.quat_wxyz, self.translation, points)
 
     def compose(self, other: "Rigid") -> "Rigid":
         """self after other: (A.compose(B)).apply(x) = A.apply(B.apply(x))."""
-        return Rigid(
-            quaternion.multiply(self.quat_wxyz, other.quat_wxyz),
-            quaternion.rotate(self.quat_wxyz, other.translation) + self.translation,
-        )
+        return Rigid(*se3.compose(self.quat_wxyz, self.translation, other.quat_wxyz, other.translation))
 
     def __matmul__(self, other: "Rigid") -> "Rigid":
         return self.compose(other) if isinstance(other, Rigid) else NotImplemented
 
     def inverse(self) -> "Rigid":
         """The motion that undoes this one."""
-        back = quaternion.conjugate(self.quat_wxyz)
-        return Rigid(back, -quaternion.rotate(back, self.translation))
+        return Rigid(*se3.inverse(self.quat_wxyz, self.translation))
+
+    @classmethod
+    def exp(cls, twist: Float[Tensor, "*b 6"]) -> "Rigid":
+        """The motion of a twist (v, omega) (..., 6): `se3.exp`."""
+        return cls(*se3.exp(twist))
+
+    def log(self) -> Float[Tensor, "*b 6"]:
+        """The twist (v, omega) (..., 6) of least angle: `se3.log`."""
+        return se3.log(self.quat_wxyz, self.translation)
 
     def retract(self, twist: Float[Tensor, "*b 6"]) -> "Rigid":
         """self exp(twist), twist (v, omega) (..., 6); the quaternion is normalised again."""
-        moved = self.compose(Rigid(*se3.exp(twist)))
+        moved = self.compose(Rigid.exp(twist))
         length = torch.linalg.vector_norm(moved.quat_wxyz, dim=-1, keepdim=True)
         return Rigid(moved.quat_wxyz / length, moved.translation)
+
+    def adjoint(self) -> Float[Tensor, "*b 6 6"]:
+        """Ad_T, T exp(xi) = exp(Ad_T xi) T: `se3.adjoint`."""
+        return se3.adjoint(self.quat_wxyz, self.translation)
+
+    def interpolate(self, other: "Rigid", t: Float[Tensor, "*c"] | float) -> "Rigid":
+        """The screw motion from self (t = 0) to other (t = 1): `se3.interpolate`."""
+        return Rigid(*se3.interpolate(self.quat_wxyz, self.translation, other.quat_wxyz, other.translation, t))
+
+    def mean(self, weights: Float[Tensor, "*c n"] | None = None) -> "Rigid":
+        """The barycentre over the last batch dimension, weights (..., N): `se3.mean`."""
+        return Rigid(*se3.mean(self.quat_wxyz, self.translation, weights))

@@ -1,6 +1,7 @@
 """The bridge between torch and Warp: gradients, threads, torch.compile, the choice of a backend, and its manners."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -254,8 +255,14 @@ def test_warmup_names_its_modules() -> None:
     seconds = bridge.warmup()
     assert tuple(seconds) == bridge.MODULES
     assert all(isinstance(s, float) and s >= 0 for s in seconds.values())
-    written = {path.stem for path in (ROOT / "kernels").glob("*.py") if "native_kernel(" in path.read_text()}
-    assert written - {"native"} == set(bridge.MODULES), "a module that warm-up does not know compiles in a user's call"
+    written = {
+        path.stem
+        for path in (ROOT / "kernels").glob("*.py")
+        if re.search(r"native_kernel\(|Formula\(", path.read_text())
+    }
+    assert written - {"native", "formula"} == set(bridge.MODULES), (
+        "a module that warm-up does not know compiles in a user's call"
+    )
 
 
 QUIET = """

@@ -1,0 +1,137 @@
+"""A formula for one element, in C++, made into a kernel that runs through a whole batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+import warp as wp
+from torch import Tensor
+
+from geom.errors import ShapeError
+from geom.kernels.bridge import launch_range
+from geom.kernels.native import native_kernel
+
+__all__ = ["Formula"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """C++ for one element: `body` reads an array of each input's name and fills one of each output's.
+
+    `inputs` and `outputs` give their lengths. Elements stand in memory one after the other, so that the loop over them
+    becomes vector instructions. An input in `shared` may also be one element for all the others, at no cost; any other
+    such input is copied out first.
+    """
+
+    module: str
+    name: str
+    prelude: str
+    body: str
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+    still: tuple[tuple[str, ...], ...] = ()
+
+    @cached_property
+    def kernels(self) -> dict[torch.dtype, wp.Kernel]:
+        names = [*self.inputs, *self.outputs]
+        signature = [f"{name}_: int64" for name in names]
+        walk = [f"{name}_{step}: int64" for name in self.inputs for step in ("row", "next")] if self._rows else []
+        sizes = ["inner: int64"] if self._rows else []
+        return native_kernel(
+            self.module, self.name, ", ".join([*signature, *walk, *sizes, "count: int64", "grain: int64"]), self._code
+        )
+
+    @property
+    def _rows(self) -> bool:
+        return len(self.inputs) > 1
+
+    @property
+    def _code(self) -> str:
+        if not self._rows:
+            pointers = [f"const REAL* __restrict__ {name}_at = (const REAL*){name}_;" for name in self.inputs]
+            walk = f"{' '.join(pointers)} {self._results('0')} {self._loop((), 'begin', 'end')}"
+        else:
+            pointers = [
+                f"const REAL* __restrict__ {name}_at = (const REAL*){name}_ + "
+                f"{width} * (row * {name}_row + column * {name}_next);"
+                for name, width in self.inputs.items()
+            ]
+            cases = " else ".join(
+                f"if ({' && '.join(f'{name}_next == {int(name not in still)}' for name in self.inputs)}) "
+                f"{{ {self._loop(still, '0', 'length')} }}"
+                for still in ((), *self.still)
+            )
+            walk = f"""
+            for (long long done = begin; done < end;) {{
+                const long long row = done / inner, column = done - row * inner;
+                const long long length = inner - column < end - done ? inner - column : end - done;
+                {" ".join(pointers)} {self._results("done")}
+                {cases}
+                done += length;
+            }}"""
+        return f"""{self.prelude}
+            const long long begin = (long long)i * grain, end = begin + grain < count ? begin + grain : count;
+            {walk}"""
+
+    def _results(self, start: str) -> str:
+        return " ".join(
+            f"REAL* __restrict__ {name}_at = (REAL*){name}_ + {width} * {start};"
+            for name, width in self.outputs.items()
+        )
+
+    def _loop(self, still: tuple[str, ...], begin: str, end: str) -> str:
+        read = []
+        for name, width in self.inputs.items():
+            place = "" if name in still else f"{width} * j + "
+            read.append(
+                f"const REAL {name}[{width}] = {{{', '.join(f'{name}_at[{place}{k}]' for k in range(width))}}};"
+            )
+        make = [f"REAL {name}[{width}];" for name, width in self.outputs.items()]
+        write = [
+            f"{name}_at[{width} * j + {k}] = {name}[{k}];" for name, width in self.outputs.items() for k in range(width)
+        ]
+        inside = " ".join([*read, *make, self.body, *write])
+        return f"for (long long j = {begin}; j < {end}; ++j) {{ {inside} }}"
+
+    def run(self, operands: Sequence[Tensor], own: Sequence[Shape], results: Sequence[Shape]) -> Any:
+        """The results for operands of one dtype and device, in new tensors: one, or a tuple of them."""
+        batch, inner, operands, walk = _align(operands, own, [*self.inputs], self.still)
+        first, count = operands[0], prod(batch)
+        outs = [first.new_empty((*batch, *shape)) for shape in results]
+        if count:
+            pointers = [x.data_ptr() for x in (*operands, *outs)]
+            sizes = [*walk, inner] if self._rows else []
+            launch_range(self.kernels[first.dtype], count, *pointers, *sizes, device=first.device)
+        return tuple(outs) if len(outs) > 1 else outs[0]
+
+
+def _align(
+    operands: Sequence[Tensor], own: Sequence[Shape], names: Sequence[str], may: Sequence[tuple[str, ...]]
+) -> tuple[Shape, int, list[Tensor], list[int]]:
+    """How to walk operands whose batches broadcast, as rows of `inner` elements.
+
+    Returns the batch shape, `inner`, the operands in contiguous memory, and for each in turn the elements it moves on
+    from one row to the next, and from one element of a row to the next: 1, or 0 where it stands still.
+    """
+    shapes = [tuple(x.shape[: x.ndim - len(s)]) for x, s in zip(operands, own, strict=True)]
+    batch = shapes[0]
+    if any(shape != batch for shape in shapes):
+        try:
+            batch = tuple(torch.broadcast_shapes(*shapes))
+        except RuntimeError:
+            raise ShapeError(f"expected batches that broadcast, got {' and '.join(map(str, shapes))}") from None
+        for split in range(len(batch)):
+            rows, columns = prod(batch[:split]), prod(batch[split:])
+            cut = [max(0, split - len(batch) + len(shape)) for shape in shapes]
+            parts = [(prod(shape[:k]), prod(shape[k:])) for shape, k in zip(shapes, cut, strict=True)]
+            still = tuple(name for name, (_, c) in zip(names, parts, strict=True) if c < columns)
+            if all(r in (1, rows) and c in (1, columns) for r, c in parts) and (not still or still in may):
+                walk = [n for r, c in parts for n in (c if r == rows else 0, int(c == columns))]
+                return batch, columns, [x.contiguous() for x in operands], walk
+        operands = [x.expand(*batch, *s) for x, s in zip(operands, own, strict=True)]
+    return batch, prod(batch), [x.contiguous() for x in operands], [0, 1] * len(shapes)
