@@ -108,14 +108,11 @@ def launch_range(kernel: wp.Kernel, count: int, *args: int, device: torch.device
     if threads <= 1:
         _replay(kernel, 0, *args, count, count)
         return
-    replay = partial(_replay, kernel)
-    wp.load_module(kernel.module, device="cpu")
-    rest = [
-        _pool(threads - 1, os.getpid()).submit(replay, t, *args, count, -(-count // threads)) for t in range(1, threads)
-    ]
-    replay(0, *args, count, -(-count // threads))
-    for part in rest:
-        part.result()
+    wp.load_module(kernel.module, device="cpu")  # compiled before the threads race for it
+    share = -(-count // threads)
+    rest = _pool(threads - 1, os.getpid()).map(lambda t: _replay(kernel, t, *args, count, share), range(1, threads))
+    _replay(kernel, 0, *args, count, share)
+    list(rest)
 
 
 def _replay(kernel: wp.Kernel, *args: int) -> None:

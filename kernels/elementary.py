@@ -21,7 +21,7 @@ def _series(term: Callable[[int], Fraction], single: int, double: int) -> str:
     def horner(terms: int) -> str:
         text = ""
         for k in reversed(range(terms)):
-            text = f"({text} * z + REAL({float(term(k))!r}))" if text else f"REAL({float(term(k))!r})"
+            text = f"fma_({text}, z, REAL({float(term(k))!r}))" if text else f"REAL({float(term(k))!r})"
         return text
 
     return f"(sizeof(REAL) == 4 ? {horner(single)} : {horner(double)})"
@@ -97,7 +97,6 @@ auto times_ = [&](REAL a, REAL b, REAL& rest) -> REAL {
     #ifdef __CUDA_ARCH__
     const REAL product = sizeof(REAL) == 4 ? (REAL)__fmul_rn(a, b) : (REAL)__dmul_rn(a, b);
     #else
-    #pragma clang fp contract(off)
     const REAL product = a * b;
     #endif
     rest = fma_(a, b, -product);

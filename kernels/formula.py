@@ -74,7 +74,11 @@ class Formula:
                 {cases}
                 done += length;
             }}"""
-        return f"""{self.prelude}
+        return f"""
+            #ifndef __CUDA_ARCH__
+            #pragma clang fp contract(off)  // the same bits in vector instructions and in what is left over
+            #endif
+            {self.prelude}
             const long long begin = (long long)i * grain, end = begin + grain < count ? begin + grain : count;
             {walk}"""
 

@@ -36,6 +36,8 @@ PACKAGES: dict[str, Any] = {
     "accelerate": ["train"],
     "tyro": ["cli"],
     "pytorch3d": ["interop", "compat"],
+    "roma": ["interop"],
+    "pypose": ["interop"],
 }
 
 NAMES_OF_NOTHING = {"utils", "helpers", "common", "misc", "core", "contrib", "experimental"}
