@@ -5,19 +5,38 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from geom import checks, cli, demo, errors, io, lie, meshes, optim, points, registration, values, viz
+    from geom import (
+        checks,
+        cli,
+        compat,
+        demo,
+        errors,
+        interop,
+        io,
+        lie,
+        meshes,
+        optim,
+        points,
+        registration,
+        testing,
+        values,
+        viz,
+    )
 
 __all__ = [
     "checks",
     "cli",
+    "compat",
     "demo",
     "errors",
+    "interop",
     "io",
     "lie",
     "meshes",
     "optim",
     "points",
     "registration",
+    "testing",
     "values",
     "viz",
 ]

@@ -16,6 +16,10 @@ __all__ = [
     "check_points",
     "check_positive",
     "check_same",
+    "check_shape",
+    "check_weights",
+    "describe",
+    "readable",
 ]
 
 _FLOATS = (torch.float32, torch.float64)
@@ -28,7 +32,7 @@ def describe(x: object) -> str:
     return f"{type(x).__name__} {x!r}" if isinstance(x, (int, float, str, bool)) else f"a {type(x).__name__}"
 
 
-def _readable(x: Tensor) -> bool:
+def readable(x: Tensor) -> bool:
     """Whether numbers can be looked at: not while torch.compile traces, nor under torch.func transforms."""
     return not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(x))
 
@@ -45,7 +49,7 @@ def check_points(x: object, name: str = "points", *, minimum: int = 0, finite: b
     if x.shape[0] < minimum:
         raise ShapeError(f"{name}: expected at least {minimum} points, got {x.shape[0]}")
     # a finite sum has finite terms, at a quarter of the cost; one that overflowed is looked at again
-    if finite and _readable(x) and not bool(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x).all()):
+    if finite and readable(x) and not bool(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x).all(-1)).sum())
         raise ShapeError(f"{name}: expected finite coordinates, got NaN or inf in {bad} of {x.shape[0]} points")
     return x
@@ -60,7 +64,7 @@ def check_offsets(offsets: Tensor | None, count: int, name: str = "offsets", *, 
         return torch.tensor([0, count], dtype=torch.int64, device=device)
     if not isinstance(offsets, Tensor) or offsets.dtype != torch.int64 or offsets.ndim != 1 or not offsets.numel():
         raise ShapeError(f"{name}: expected an int64 tensor (B+1,), got {describe(offsets)}")
-    if _readable(offsets) and (
+    if readable(offsets) and (
         int(offsets[0]) != 0 or int(offsets[-1]) != count or bool((offsets[1:] < offsets[:-1]).any())
     ):
         raise ShapeError(f"{name}: expected to rise from 0 to {count}, got {offsets.tolist()[:8]}")
@@ -91,6 +95,20 @@ def check_same(a: Tensor, b: Tensor, names: str) -> None:
         raise ShapeError(
             f"{names}: expected one dtype and device, got {a.dtype} on {a.device} and {b.dtype} on {b.device}"
         )
+
+
+def check_shape(x: object, own: tuple[int, ...], name: str) -> Tensor:
+    """Return `x` if it is a tensor (..., *own). Raises: ShapeError."""
+    if not isinstance(x, Tensor) or x.shape[max(0, x.ndim - len(own)) :] != own:
+        raise ShapeError(f"{name}: expected a tensor (..., {', '.join(map(str, own))}), got {describe(x)}")
+    return x
+
+
+def check_weights(x: Tensor, name: str = "weights") -> Tensor:
+    """Return `x` (..., N) if none is negative and each set has a sum above zero. Raises: ShapeError."""
+    if readable(x) and not bool(((x >= 0).all(-1) & (x.sum(-1) > 0)).all()):
+        raise ShapeError(f"{name}: expected numbers of at least 0 and not all 0, got {x.flatten().tolist()[:8]}")
+    return x
 
 
 def check_field(x: object, shape: tuple[int, ...], name: str) -> None:

@@ -122,12 +122,12 @@ auto length_ = [&](const REAL* v, REAL& low) -> REAL {
     low = high > 0 ? (fma_(-high, high, sum) + (((a + b) + c) + (d + e))) / (2 * high) : REAL(0);
     return high;
 };
-// cos and sin of x >= 0, and sin(x)/x as it is below pi/4; past `most` the digits of the last turn are gone anyhow
-auto turn_ = [&](REAL x, REAL& cosine, REAL& sine, REAL& sinc) {
+// cos and sin of x + low - left, x >= 0, and sin(x)/x as it is below pi/4; past `most` a turn has no digits left
+auto turn_ = [&](REAL x, REAL low, REAL& cosine, REAL& sine, REAL& sinc, REAL& left) {
     const REAL most = sizeof(REAL) == 4 ? REAL(1e7) : REAL(1e9);
     x = x < most ? x : most;
     const REAL n = round_(x * @quarters);
-    const REAL r = fma_(n, -@quarter2, fma_(n, -@quarter1, fma_(n, -@quarter0, x)));
+    const REAL r = plus_(fma_(n, -@quarter2, fma_(n, -@quarter1, fma_(n, -@quarter0, x))), low, left);
     const int quarter = (int)n & 3;
     REAL rest, cut;
     const REAL z = times_(r, r, rest), most_cosine = plus_(REAL(1), -z / 2, cut);
@@ -141,14 +141,14 @@ auto turn_ = [&](REAL x, REAL& cosine, REAL& sine, REAL& sinc) {
 };
 // q = (cos(theta/2), scale v), u = theta^2; returns scale
 auto exp_ = [&](const REAL* v, REAL* q, REAL& u) -> REAL {
-    REAL low, cosine, sine, sinc;
+    REAL low, left, cosine, sine, sinc;
     const REAL theta = length_(v, low);
     u = theta * theta;
-    turn_(theta / 2, cosine, sine, sinc);
-    q[0] = cosine - sine * low / 2;
+    turn_(theta / 2, low / 2, cosine, sine, sinc, left);
+    q[0] = cosine - sine * left;
     const bool near = theta * @quarters < REAL(0.999);
     const REAL far = sine / theta, scale = near ? sinc / 2 : far;
-    const REAL rest = near ? REAL(0) : (fma_(-far, theta, sine) + (cosine / 2 - far) * low) / theta;
+    const REAL rest = near ? REAL(0) : (fma_(-far, theta, sine) + cosine * left - far * low) / theta;
     for (int k = 0; k < 3; ++k) q[1 + k] = fma_(scale, v[k], rest * v[k]);
     return scale;
 };

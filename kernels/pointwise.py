@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
-from geom.checks import describe
+from geom.checks import check_shape
 from geom.errors import ShapeError
 
 __all__ = ["fused"]
@@ -73,9 +73,7 @@ def fused(name: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> Calla
             if named:
                 operands = parameters.bind(*operands, **named).args
             for x, own, parameter in zip(operands, inputs, parameters.parameters, strict=False):
-                if not isinstance(x, Tensor) or x.shape[x.ndim - len(own) :] != own:
-                    shape = ", ".join(map(str, own))
-                    raise ShapeError(f"{parameter}: expected a tensor (..., {shape}), got {describe(x)}")
+                check_shape(x, own, parameter)
             if len(operands) != len(inputs) or not _plain(operands):
                 kinds = {x.dtype for x in operands}
                 if len(kinds) > 1:

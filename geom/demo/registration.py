@@ -135,10 +135,9 @@ def perturb(pose: Rigid, about: Tensor, *, degrees: float, metres: float, seed: 
 
 
 def pose_error(pose: Rigid, truth: Rigid) -> tuple[float, float]:
-    """Angle (degrees) and distance of translations (metres) between two poses; exact for small angles too."""
-    a, b = pose.to_matrix(), truth.to_matrix()
-    chord = float(torch.linalg.matrix_norm(a[:3, :3] - b[:3, :3])) / math.sqrt(8)
-    return math.degrees(2 * math.asin(min(chord, 1.0))), float((a[:3, 3] - b[:3, 3]).norm())
+    """Angle (degrees) and distance of translations (metres) between two poses."""
+    angle, distance = pose.distance(truth)
+    return math.degrees(angle), float(distance)
 
 
 def _job(name: str, file: File, kind: Kind, out: Path) -> Result:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.interop.layouts import check_shape
+from geom.checks import check_shape
 from geom.lie import quaternion, so3
 
 __all__ = ["from_e3nn", "to_e3nn"]

@@ -4,12 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import describe
+from geom.checks import check_shape, describe
 from geom.errors import ShapeError
 from geom.lie import Rigid
 
 __all__ = [
-    "check_shape",
     "checked_rigid",
     "quat_wxyz_to_xyzw",
     "quat_xyzw_to_wxyz",
@@ -89,10 +88,3 @@ def checked_rigid(matrix: Tensor, name: str) -> Rigid:
     if not bool((off <= _ORTHONORMAL).all()) or not bool((torch.linalg.det(R) > 0).all()):
         raise ShapeError(f"{name}: expected a rigid motion, got a matrix that scales, shears or mirrors, or NaN")
     return Rigid.from_matrix(matrix)
-
-
-def check_shape(x: object, own: tuple[int, ...], name: str) -> Tensor:
-    """Return `x` if it is a tensor (..., *own). Raises: ShapeError."""
-    if not isinstance(x, Tensor) or x.shape[-len(own) :] != own:
-        raise ShapeError(f"{name}: expected a tensor (..., {', '.join(map(str, own))}), got {describe(x)}")
-    return x

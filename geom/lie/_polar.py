@@ -26,7 +26,8 @@ def nearest_rotation(matrix: Float[Tensor, "*b 3 3"]) -> tuple[Float[Tensor, "*b
     Args: matrix (..., 3, 3), any; float32 or float64.
     Returns: rotation (..., 3, 3), gap (...) without gradient.
 
-    Guarantees: differentiable (exact to third order where gap > 0, finite everywhere); deterministic
+    Guarantees: differentiable (exact to third order where gap > 0, finite everywhere); deterministic;
+    2e-15 f64, 1e-6 f32 divided by the gap
     """
     polar = _Polar if torch.compiler.is_compiling() else _PolarForward
     rotation, gap, _, _ = polar.apply(matrix)
@@ -40,12 +41,16 @@ class _Polar(torch.autograd.Function):
 
     @staticmethod
     def forward(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        left, right = _lapack(matrix) if matrix.numel() < 9 * _LARGE else _jacobi(matrix)
+        few = matrix.numel() < 9 * _LARGE
+        left, right = _lapack(matrix) if few else _jacobi(matrix)
         s = ((left.mT @ matrix) * right).sum(-1)  # the frames are right-handed: s3 has the sign d
         stiffness = (s.sum(-1, keepdim=True) - s).clamp(min=0)
         zero = s[..., 0] <= 0
         gap = stiffness[..., 0] / torch.where(zero, torch.ones_like(zero, dtype=s.dtype), s[..., 0])
         rotation = _least_turn(left @ right, right[..., 0, :], gap < OPEN[matrix.dtype])
+        if few:  # LAPACK's vectors are off by some ten eps, Jacobi's by one: a Newton step where it is safe
+            firm = stiffness * (stiffness > 1e-3 * s[..., :1])
+            rotation = rotation + _derivative(matrix, matrix, rotation, right, firm, refinements=0)
         one = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
         rotation = rotation + rotation @ (one - rotation.mT @ rotation) / 2  # orthogonal to the last digit
         return torch.where(zero[..., None, None], one, rotation), gap, right, stiffness
@@ -136,7 +141,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(0)
 
 
-def _derivative(change: Tensor, matrix: Tensor, rotation: Tensor, right: Tensor, stiffness: Tensor) -> Tensor:
+def _derivative(
+    change: Tensor, matrix: Tensor, rotation: Tensor, right: Tensor, stiffness: Tensor, refinements: int = 2
+) -> Tensor:
     """R hat(w), K w = vee(R^T X - X^T R): the derivative along X, and, being self-adjoint, the adjoint applied to X."""
     # 1/K^2, which second derivatives hold, must not overflow
     held = stiffness > (OPEN[matrix.dtype] * stiffness[..., 2:]).clamp(min=torch.finfo(matrix.dtype).tiny ** 0.5)
@@ -149,7 +156,8 @@ def _derivative(change: Tensor, matrix: Tensor, rotation: Tensor, right: Tensor,
     moment = torch.linalg.cross(change, rotation).sum(-2)
     trace = (matrix * rotation).sum((-2, -1))[..., None]
     turn = solve(moment)
-    for _ in range(2):  # each brings no more than rounding to the value, and one more exact order of its derivatives
+    # each brings no more than rounding to the value, and one more exact order of its derivatives
+    for _ in range(refinements):
         stiff = trace * turn - (rotation.mT @ (matrix @ turn[..., None]))[..., 0]
         turn = turn + solve(moment - stiff)
     return torch.linalg.cross(rotation, turn[..., None, :].expand_as(rotation))

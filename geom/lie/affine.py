@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import _readable, describe
+from geom.checks import describe, readable
 from geom.errors import ShapeError
 from geom.lie import linear
+from geom.lie._homogeneous import homogeneous
 from geom.values import Value, value
 
 __all__ = ["Affine"]
@@ -63,16 +64,13 @@ class Affine(Value):
         if not isinstance(matrix, Tensor) or matrix.shape[-2:] not in ((3, 3), (4, 4)):
             raise ShapeError(f"matrix: expected a tensor (..., 3, 3) or (..., 4, 4), got {describe(matrix)}")
         own = matrix[..., :-1, :-1]
-        if _readable(own) and not bool((torch.linalg.det(own.detach().double()) > 0).all()):
+        if readable(own) and not bool((torch.linalg.det(own.detach().double()) > 0).all()):
             raise ShapeError("matrix: expected determinants above 0, got a reflection or a singular matrix")
         return cls(own, matrix[..., :-1, -1])
 
     def to_matrix(self) -> Float[Tensor, "*b m m"]:
         """Homogeneous matrix (..., n+1, n+1), column vectors."""
-        top = torch.cat([self.matrix, self.translation[..., None]], -1)
-        bottom = torch.zeros_like(top[..., :1, :])
-        bottom = torch.cat([bottom[..., :-1], torch.ones_like(bottom[..., :1])], -1)
-        return torch.cat([top, bottom], -2)
+        return homogeneous(self.matrix, self.translation)
 
     def apply(self, points: Float[Tensor, "*c k n"]) -> Float[Tensor, "*d k n"]:
         """A x + t for points (..., K, n); the batches broadcast. Raises: ShapeError for another shape or dtype."""
@@ -138,7 +136,7 @@ class Affine(Value):
         given = self.matrix.new_ones(batch) if weights is None else weights
         if given.shape != batch:
             raise ShapeError(f"weights: expected a tensor {tuple(batch)}, got {describe(given)}")
-        if _readable(given) and not bool(((given >= 0).all(-1) & (given.sum(-1) > 0)).all()):
+        if readable(given) and not bool(((given >= 0).all(-1) & (given.sum(-1) > 0)).all()):
             raise ShapeError("weights: expected numbers of at least 0 and not all 0, got others")
         share = (given / given.sum(-1, keepdim=True))[..., None]
         best = share.detach().argmax(-2, keepdim=True)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import _readable, check_choice, describe
+from geom.checks import check_choice, describe, readable
 from geom.errors import ShapeError
 from geom.lie import _spectral, quaternion
 
@@ -287,7 +287,7 @@ def _positive(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`_spectral.symmetric`, checked to be positive definite."""
     _check_square(matrix)
     frame, values, shift = _spectral.symmetric(matrix)
-    if _readable(values) and not bool((values[..., 0] > 0).all()):
+    if readable(values) and not bool((values[..., 0] > 0).all()):
         raise ShapeError(f"matrix: expected eigenvalues above 0, got {values[..., 0].min():.3g} as the least")
     return frame, values, shift
 
@@ -326,7 +326,7 @@ def _check_square(matrix: Tensor) -> int:
 
 
 def _check_oriented(element: Tensor) -> None:
-    if _readable(element):
+    if readable(element):
         det = torch.linalg.det(element.detach().double())
         if not bool((det > 0).all()):
             raise ShapeError(f"expected determinants above 0, got {det[~(det > 0)].flatten()[0]:.3g}")

@@ -156,7 +156,7 @@ def geodesic_distance(a: Float[Tensor, "*b 4"], b: Float[Tensor, "*c 4"]) -> Flo
 
     Guarantees: differentiable (0, pi); deterministic; 1e-15 f64, 6e-7 f32
     """
-    return _norm(log(multiply(conjugate(a), b)))
+    return _series.safe_norm(log(multiply(conjugate(a), b)))
 
 
 def random(
@@ -171,10 +171,3 @@ def random(
     """
     normal = torch.randn(*batch, 4, generator=generator, dtype=dtype, device=device)
     return normal / torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
-
-
-def _norm(vector: Tensor) -> Tensor:
-    """Length, with gradient 0 at 0."""
-    square = vector.square().sum(-1)
-    zero = square == 0
-    return torch.where(zero, square, torch.where(zero, torch.ones_like(square), square).sqrt())

@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import describe
-from geom.errors import ShapeError
+from geom.checks import check_shape
 from geom.lie import quaternion, se3
+from geom.lie._homogeneous import homogeneous
+from geom.lie._series import safe_norm
 from geom.values import Value, value
 
 __all__ = ["Rigid"]
@@ -32,10 +33,8 @@ class Rigid(Value):
     tangent_dim = 6
 
     def __post_init__(self) -> None:
-        for name, own in (("quat_wxyz", 4), ("translation", 3)):
-            x = getattr(self, name)
-            if not isinstance(x, Tensor) or x.shape[-1:] != (own,):
-                raise ShapeError(f"{name}: expected a tensor (..., {own}), got {describe(x)}")
+        check_shape(self.quat_wxyz, (4,), "quat_wxyz")
+        check_shape(self.translation, (3,), "translation")
 
     @classmethod
     def identity(
@@ -49,16 +48,12 @@ class Rigid(Value):
     @classmethod
     def from_matrix(cls, matrix: Float[Tensor, "*b 4 4"]) -> "Rigid":
         """Homogeneous matrix (..., 4, 4), column vectors. Raises: ShapeError for another shape."""
-        if not isinstance(matrix, Tensor) or matrix.shape[-2:] != (4, 4):
-            raise ShapeError(f"matrix: expected a tensor (..., 4, 4), got {describe(matrix)}")
+        check_shape(matrix, (4, 4), "matrix")
         return cls(quaternion.from_matrix(matrix[..., :3, :3]), matrix[..., :3, 3])
 
     def to_matrix(self) -> Float[Tensor, "*b 4 4"]:
         """Homogeneous matrix (..., 4, 4), column vectors."""
-        top = torch.cat([quaternion.to_matrix(self.quat_wxyz), self.translation[..., None]], -1)
-        bottom = torch.zeros_like(top[..., :1, :])
-        bottom = torch.cat([bottom[..., :3], torch.ones_like(bottom[..., :1])], -1)
-        return torch.cat([top, bottom], -2)
+        return homogeneous(quaternion.to_matrix(self.quat_wxyz), self.translation)
 
     def apply(self, points: Float[Tensor, "*c n 3"]) -> Float[Tensor, "*d n 3"]:
         """R x + t for points (..., N, 3); the batches broadcast. Raises: ShapeError for another shape or dtype."""
@@ -89,6 +84,14 @@ class Rigid(Value):
         moved = self.compose(Rigid.exp(twist))
         length = torch.linalg.vector_norm(moved.quat_wxyz, dim=-1, keepdim=True)
         return Rigid(moved.quat_wxyz / length, moved.translation)
+
+    def distance(self, other: "Rigid") -> tuple[Float[Tensor, "*d"], Float[Tensor, "*d"]]:
+        """The angle between the rotations, in [0, pi] radians, and the distance between the translations.
+
+        Gradients are 0 where they are the same.
+        """
+        angle = quaternion.geodesic_distance(self.quat_wxyz, other.quat_wxyz)
+        return torch.broadcast_tensors(angle, safe_norm(self.translation - other.translation))
 
     def adjoint(self) -> Float[Tensor, "*b 6 6"]:
         """Ad_T, T exp(xi) = exp(Ad_T xi) T: `se3.adjoint`."""

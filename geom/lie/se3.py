@@ -156,7 +156,7 @@ def mean(
     solves a linear system. Unique for rotations within pi/2 of one another.
 
     Args: quat_wxyz (..., N, 4), translation (..., N, 3), N >= 1; weights (..., N), not negative, of a sum above zero.
-    Raises: ShapeError for an empty set.
+    Raises: ShapeError for an empty set, a negative weight, or weights that are all zero.
 
     Guarantees: differentiable (0, pi); deterministic; 1e-14 f64, 5e-6 f32 of the lengths involved
     """

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import describe
+from geom.checks import check_weights, describe
 from geom.errors import ShapeError
 from geom.kernels.pointwise import fused
 from geom.lie import _series, quaternion
@@ -88,10 +88,11 @@ def from_6d(columns: Float[Tensor, "*b 6"]) -> Float[Tensor, "*b 3 3"]:
     Guarantees: differentiable (0, pi); deterministic; 4e-16 f64, 3e-7 f32
     """
     first, second = columns.unflatten(-1, (2, 3)).unbind(-2)
-    axes = torch.eye(3, dtype=columns.dtype, device=columns.device)
-    first = _unit(first, axes[0].expand_as(first))
-    far = first.detach().abs().argmin(-1)
-    other = axes[far] - first.detach() * torch.take_along_dim(first.detach(), far[..., None], -1)
+    number = torch.arange(3, device=columns.device)
+    first = _unit(first, (number == 0).to(first))
+    held = first.detach()
+    far = (number == held.abs().argmin(-1, keepdim=True)).to(held)
+    other = far - held * (held * far).sum(-1, keepdim=True)
     second = _unit(second, other)
     for _ in range(2):  # once loses digits where the columns are close
         rest = second - (first * second).sum(-1, keepdim=True) * first
@@ -197,13 +198,13 @@ def mean(matrix: Float[Tensor, "*b n 3 3"], weights: Float[Tensor, "*c n"] | Non
 
     Args: matrix (..., N, 3, 3), N >= 1; weights (..., N), not negative, of any sum above zero.
     Returns: rotation matrix (..., 3, 3).
-    Raises: ShapeError for an empty set.
+    Raises: ShapeError for an empty set, a negative weight, or weights that are all zero.
 
     Guarantees: differentiable (0, pi); deterministic; 2e-15 f64, 1e-6 f32
     """
     if matrix.ndim < 3 or matrix.shape[-3] == 0:
         raise ShapeError(f"matrix: expected rotations (..., N, 3, 3) with N of at least 1, got {describe(matrix)}")
-    share = torch.ones_like(matrix[..., 0, 0]) if weights is None else weights
+    share = torch.ones_like(matrix[..., 0, 0]) if weights is None else check_weights(weights)
     share = (share / share.sum(-1, keepdim=True))[..., None]
     start = nearest_rotation((share[..., None] * matrix).sum(-3))[0].detach()
     for step in range(_NEWTON):

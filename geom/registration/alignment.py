@@ -7,13 +7,13 @@ from torch import Tensor
 
 from geom.kernels import bridge
 from geom.kernels import registration as kernels
-from geom.lie import Rigid, quaternion
+from geom.lie import Rigid, quaternion, se3
 from geom.optim import Quadratic
 from geom.optim.robust import KERNELS
 from geom.points.voxels import cell_mean, voxels
 from geom.registration import twin
 from geom.registration.cloud import Cloud
-from geom.registration.uncertainty import DEGENERATE, held_motions, twist_adjoint
+from geom.registration.uncertainty import DEGENERATE, held_motions
 
 __all__ = ["METHODS", "Alignment", "Sums"]
 
@@ -211,7 +211,7 @@ class Alignment:
 def _to_right(pose: Tensor) -> Tensor:
     """Ad_T (6, 6): a right perturbation T exp(xi) is the left one exp(Ad_T xi) T of the kernel's sums."""
     pose = pose.cpu()
-    return twist_adjoint(pose[:9].reshape(3, 3), pose[9:])
+    return se3.adjoint(quaternion.from_matrix(pose[:9].reshape(3, 3)), pose[9:])
 
 
 def _form(total: Tensor, turn: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from geom.points.cloud import as_points
 from geom.registration.alignment import METHODS, Alignment
 from geom.registration.cloud import Cloud, choose_voxel_size, prepare
 from geom.registration.result import Registration
-from geom.registration.uncertainty import pose_uncertainty, twist_adjoint
+from geom.registration.uncertainty import pose_uncertainty
 
 __all__ = ["icp"]
 
@@ -187,7 +187,7 @@ def _register(
         matches[matched] // min(_GROUP, max(1, count // 500)),
         residual_variance=float(2 * total.cost) / max(1, count * (1 if method == "plane" else 3) - 6),
         radius=a.radius,
-        frame=twist_adjoint(torch.eye(3, dtype=torch.float64), a.center),
+        frame=Rigid(torch.eye(4, dtype=torch.float64)[0], a.center).adjoint(),
     )
     back = fit.value.translation + b.center - quaternion.rotate(fit.value.quat_wxyz, a.center)
     return Registration(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["DEGENERATE", "PoseUncertainty", "held_motions", "pose_uncertainty", "twist_adjoint"]
+__all__ = ["DEGENERATE", "PoseUncertainty", "held_motions", "pose_uncertainty"]
 
 DEGENERATE = 0.03  # real scenes hold every motion at 0.1 or more; noisy normals on a corridor make up 0.005 to 0.03
 _FEW = 20  # groups below which their scatter says less than the residuals' variance
@@ -18,13 +18,6 @@ class PoseUncertainty(NamedTuple):
     covariance: Tensor
     information: Tensor
     degenerate_directions: Tensor
-
-
-def twist_adjoint(rotation: Float[Tensor, "3 3"], translation: Float[Tensor, "3"]) -> Float[Tensor, "6 6"]:
-    """Ad_T for twists (v, omega): T exp(xi) = exp(Ad_T xi) T, with blocks [[R, [t]x R], [0, R]]."""
-    columns = torch.linalg.cross(translation[:, None].expand(3, 3), rotation, dim=0)
-    top = torch.cat([rotation, columns], -1)
-    return torch.cat([top, torch.cat([torch.zeros_like(rotation), rotation], -1)])
 
 
 def held_motions(

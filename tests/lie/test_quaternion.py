@@ -4,14 +4,17 @@ import math
 from typing import Any
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
+from scipy.stats import kstest
 from torch import Tensor
 
 from geom.lie import quaternion
+from geom.testing import assert_gradients
 
 ANGLES = [0.0, 1e-12, 1e-8, 1e-4, 0.99, 1.01, 2.0, math.pi - 1e-3, math.pi - 1e-7]
 EPS = {torch.float32: 3e-7, torch.float64: 4e-16}  # what the docstrings guarantee
@@ -147,6 +150,62 @@ def test_batches_broadcast_and_may_be_empty() -> None:
     assert quaternion.log(quaternion.from_matrix(torch.zeros(0, 3, 3))).shape == (0, 3)
 
 
+# --- slerp, distance, random -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-4, 0.5, 2.0, 3.0, math.pi - 1e-3, math.pi - 1e-6])
+def test_slerp_is_accurate(angle: float, dtype: torch.dtype) -> None:
+    turn = (angle * axes(20)).to(dtype)
+    start = random_quat(len(turn), dtype=dtype)
+    end = quaternion.multiply(start, quaternion.exp(turn))
+    for t in (0.25, 0.5, 0.9, 1.3):
+        for sign in (1, -1):
+            found = quaternion.slerp(start, sign * end, t).double()
+            want = quaternion.multiply(start.double(), quaternion.exp(t * turn.double()))
+            off = quaternion.geodesic_distance(found, want)
+            assert off.max() < {torch.float32: 1e-6, torch.float64: 3e-15}[dtype]
+
+
+def test_slerp_ends_exactly(dtype: torch.dtype) -> None:
+    a, b = random_quat(200, dtype=dtype), random_quat(200, dtype=dtype, seed=1)
+    assert torch.equal(quaternion.slerp(a, b, 0.0), a)
+    nearer = torch.where((a * b).sum(-1, keepdim=True) < 0, -b, b)
+    assert torch.equal(quaternion.slerp(a, b, 1.0), nearer)
+    mapped = torch.func.vmap(lambda a, b: quaternion.slerp(a, b, 1.0))(a, b)
+    assert torch.equal(mapped, nearer)
+    t = torch.ones(200, dtype=dtype, requires_grad=True)
+    (speed,) = torch.autograd.grad(quaternion.slerp(a, b, t).sum(), t)
+    just_before = torch.autograd.grad(quaternion.slerp(a, b, t - 1e-3).sum(), t)[0]
+    assert (speed - just_before).abs().max() < 1e-2 and speed.abs().max() > 0.1
+
+
+def test_no_slerp_goes_the_long_way() -> None:
+    a, b = random_quat(2_000_000, dtype=torch.float32), random_quat(2_000_000, dtype=torch.float32, seed=1)
+    whole = quaternion.geodesic_distance(a, b)
+    for t in (0.25, 0.5):
+        assert (quaternion.geodesic_distance(a, quaternion.slerp(a, b, t)) - t * whole).abs().max() < 2e-6
+
+
+def test_distance_is_the_angle(dtype: torch.dtype) -> None:
+    for angle in (0.0, 1e-9, 1e-3, 1.0, 3.0, math.pi - 1e-5):
+        turn = (angle * axes(20)).to(dtype)
+        start = random_quat(len(turn), dtype=dtype)
+        found = quaternion.geodesic_distance(start, -quaternion.multiply(start, quaternion.exp(turn)))
+        assert (found - angle).abs().max() < 8 * EPS[dtype]  # what rounding the inputs makes
+    q = start.requires_grad_()
+    assert not torch.autograd.grad(quaternion.geodesic_distance(q, q.detach()).sum(), q)[0].any()
+
+
+def test_random_is_uniform() -> None:
+    q = quaternion.random(4, 5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert q.shape == (4, 5000, 4)
+    again = quaternion.random(4, 5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(q, again)
+    angle = torch.linalg.vector_norm(quaternion.log(q), dim=-1).flatten().numpy()
+    assert kstest(angle, lambda w: (w - np.sin(w)) / np.pi).pvalue > 0.01  # Haar measure: (1 - cos w)/pi
+    assert quaternion.random(dtype=torch.float32).dtype == torch.float32
+
+
 # --- derivatives -----------------------------------------------------------------------------------------------------
 
 SINGULAR = [0.0, 1e-9, 1e-4, 0.99, 2.0 - 1e-3, 2.0, math.pi - 1e-4, math.pi, 5.0]
@@ -235,3 +294,10 @@ def test_compiles_as_one_graph(name: str) -> None:
     got = compiled(*given)
     torch.manual_seed(0)
     torch.testing.assert_close(got, function(*given), rtol=0, atol=1e-15)
+
+
+def test_slerp_and_distance_under_every_transform() -> None:
+    a, b = random_quat(), random_quat(seed=1)
+    assert_gradients(quaternion.slerp, a, b, torch.tensor(0.3, dtype=torch.float64), tolerance=1e-13)
+    assert_gradients(quaternion.slerp, a, a, torch.tensor(0.3, dtype=torch.float64), tolerance=1e-13)
+    assert_gradients(quaternion.geodesic_distance, a, b, tolerance=1e-13)

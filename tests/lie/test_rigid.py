@@ -215,3 +215,23 @@ def test_fit_of_a_rigid_goes_through_save_and_load(tmp_path) -> None:
     again = Fit.load(tmp_path / "fit.safetensors")
     assert close(again.value, fit.value, 0) and torch.equal(again.iterations, fit.iterations)
     assert again[1].covariance.shape == (6, 6) and again[1].value.quat_wxyz.shape == (4,)
+
+
+def test_exp_log_and_distance() -> None:
+    poses, other = random_rigid(9), random_rigid(9, seed=1)
+    assert close(Rigid.exp(poses.log()), poses, 4e-15)
+    assert (poses.compose(other).log() - poses.retract(other.log()).log()).abs().max() < 1e-13
+    angle, distance = poses.distance(other)
+    want = (as_scipy(poses).inv() * as_scipy(other)).magnitude()
+    assert np.abs(angle.numpy() - want).max() < 4e-15
+    assert (distance - (poses.translation - other.translation).norm(dim=-1)).abs().max() < 1e-15
+    same = poses.translation.clone().requires_grad_()
+    total = sum(x.sum() for x in Rigid(poses.quat_wxyz, same).distance(poses))
+    assert not torch.autograd.grad(total, same)[0].any()
+
+
+def test_interpolate_and_mean_agree_halfway() -> None:
+    a, b = random_rigid(6), random_rigid(6, seed=1)
+    pair = Rigid(torch.stack([a.quat_wxyz, b.quat_wxyz], 1), torch.stack([a.translation, b.translation], 1))
+    assert close(pair.mean(), a.interpolate(b, 0.5), 4e-14)
+    assert close(a.interpolate(b, 1.0), b, 4e-14)

@@ -4,9 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import describe
+from geom.checks import check_shape, describe
 from geom.errors import ShapeError
-from geom.interop.layouts import check_shape
 from geom.lie import quaternion, so3
 
 __all__ = [

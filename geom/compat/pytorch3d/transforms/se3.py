@@ -3,9 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import _readable
+from geom.checks import check_shape, readable
 from geom.errors import ShapeError
-from geom.interop.layouts import check_shape
 from geom.lie import Rigid, se3
 
 __all__ = ["se3_exp_map", "se3_log_map"]
@@ -34,7 +33,7 @@ def se3_log_map(
 
     Guarantees: differentiable (0, pi); deterministic; 2e-15 f64, 1e-6 f32
     """
-    if _readable(check_shape(transform, (4, 4), "transform")) and bool((transform[..., :3, 3].abs() > 1e-8).any()):
+    if readable(check_shape(transform, (4, 4), "transform")) and bool((transform[..., :3, 3].abs() > 1e-8).any()):
         raise ShapeError("transform: expected a last column (0, 0, 0, 1), got another: is it for column vectors?")
     rigid = Rigid.from_matrix(transform.mT)
     return se3.log(rigid.quat_wxyz, rigid.translation)

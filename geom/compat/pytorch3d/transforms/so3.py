@@ -3,9 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import _readable
+from geom.checks import check_shape, readable
 from geom.errors import ShapeError
-from geom.interop.layouts import check_shape
 from geom.lie import quaternion, so3
 
 __all__ = [
@@ -80,7 +79,7 @@ def so3_rotation_angle(
     Guarantees: differentiable (0, pi); deterministic; 1e-15 f64, 6e-7 f32
     """
     trace = check_shape(R, (3, 3), "R").diagonal(dim1=-2, dim2=-1).sum(-1)
-    if _readable(trace) and bool(((trace < -1 - eps) | (trace > 3 + eps)).any()):
+    if readable(trace) and bool(((trace < -1 - eps) | (trace > 3 + eps)).any()):
         raise ShapeError(f"R: expected rotations, traces in [-1, 3] to {eps}, got others among them")
     if cos_angle:
         return (trace - 1) / 2
@@ -104,6 +103,6 @@ def hat_inv(h: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3"]:
 
     Guarantees: differentiable; deterministic; exact f64, exact f32
     """
-    if _readable(check_shape(h, (3, 3), "h")) and bool(((h + h.mT).abs() > _SKEW).any()):
+    if readable(check_shape(h, (3, 3), "h")) and bool(((h + h.mT).abs() > _SKEW).any()):
         raise ShapeError(f"h: expected skew matrices, h + h^T = 0 to {_SKEW}, got others among them")
     return so3.vee(h)
