@@ -190,11 +190,12 @@ auto log_adjoint_ = [&](const REAL* q, const REAL* g, REAL* out) {
     out[0] = -2 / whole * along;
     for (int k = 0; k < 3; ++k) out[1 + k] = sign * (scale * g[k] + slope * along * q[1 + k]);
 };
+// in pairs, so that q* q has no vector part to the last bit
 auto multiply_ = [](const REAL* a, const REAL* b, REAL* out) {
     out[0] = a[0] * b[0] - a[1] * b[1] - a[2] * b[2] - a[3] * b[3];
-    out[1] = a[0] * b[1] + a[1] * b[0] + a[2] * b[3] - a[3] * b[2];
-    out[2] = a[0] * b[2] - a[1] * b[3] + a[2] * b[0] + a[3] * b[1];
-    out[3] = a[0] * b[3] + a[1] * b[2] - a[2] * b[1] + a[3] * b[0];
+    out[1] = (a[0] * b[1] + a[1] * b[0]) + (a[2] * b[3] - a[3] * b[2]);
+    out[2] = (a[0] * b[2] + a[2] * b[0]) + (a[3] * b[1] - a[1] * b[3]);
+    out[3] = (a[0] * b[3] + a[3] * b[0]) + (a[1] * b[2] - a[2] * b[1]);
 };
 auto conjugate_ = [](const REAL* a, REAL* out) {
     out[0] = a[0]; out[1] = -a[1]; out[2] = -a[2]; out[3] = -a[3];

@@ -22,12 +22,12 @@ def nearest_rotation(matrix: Float[Tensor, "*b 3 3"]) -> tuple[Float[Tensor, "*b
 
     R^T dR = hat(w) with (tr(P) I - P) w = vee(R^T dM - dM^T R), P = R^T M: only the sums s_i + s_j stand in a
     denominator, equal singular values are as good as any. An open rotation takes no part: w is the least one that fits.
+    Derivatives are exact to third order where gap > 0, and finite everywhere.
 
     Args: matrix (..., 3, 3), any; float32 or float64.
     Returns: rotation (..., 3, 3), gap (...) without gradient.
 
-    Guarantees: differentiable (exact to third order where gap > 0, finite everywhere); deterministic;
-    2e-15 f64, 1e-6 f32 divided by the gap
+    Guarantees: differentiable (any rank); deterministic; 2e-15 f64, 1e-6 f32 divided by the gap
     """
     polar = _Polar if torch.compiler.is_compiling() else _PolarForward
     rotation, gap, _, _ = polar.apply(matrix)

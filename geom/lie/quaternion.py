@@ -63,6 +63,8 @@ def log(quat_wxyz: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 3"]:
 def multiply(a: Float[Tensor, "*b 4"], b: Float[Tensor, "*c 4"]) -> Float[Tensor, "*d 4"]:
     """Hamilton product a b: rotate by b first, then by a. Batches broadcast.
 
+    The vector part of q* q is zero to the last bit.
+
     Guarantees: differentiable (0, pi); deterministic; 4e-16 f64, 3e-7 f32
     """
     aw, av, bw, bv = a[..., :1], a[..., 1:], b[..., :1], b[..., 1:]
