@@ -5,6 +5,7 @@ a launch on one thread, the bridge cuts long launches into contiguous chunks, on
 independent; results are then the same bits for any number of threads. Sources of several dtypes come from one template.
 """
 
+import logging
 import os
 import threading
 import time
@@ -28,6 +29,10 @@ __all__ = ["BACKENDS", "choose", "launch", "launch_range", "operator", "small_op
 
 BACKENDS = ("auto", "warp", "torch")
 MODULES = ("covariances", "neighbors", "registration", "rotations", "voxels")
+
+_PATIENCE = 3.0  # seconds of loading after which a compilation is named
+_log = logging.getLogger("geom")
+_loaded: set[tuple[str, str]] = set()
 
 Dispatch = Callable[[torch.dtype], wp.Kernel]
 _local = threading.local()
@@ -66,6 +71,23 @@ def _descriptor(x: Any) -> Any:
     return wp.from_torch(x, requires_grad=False, return_ctype=True) if isinstance(x, Tensor) else x
 
 
+def _load(kernel: wp.Kernel, device: torch.device) -> None:
+    """Load the kernel's module before its first launch, before threads race for it; say so if that means to compile."""
+    key = (kernel.module.name, str(device))
+    if key in _loaded:
+        return
+    start()
+    words = ("compiling %s for %s, this once (`geom warmup` does it ahead)", *key)
+    timer = threading.Timer(_PATIENCE, _log.warning, words)
+    timer.daemon = True
+    timer.start()
+    try:
+        wp.load_module(kernel.module, device=wp.device_from_torch(device))
+    finally:
+        timer.cancel()
+    _loaded.add(key)
+
+
 def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grain: int = 4096) -> None:
     """Run `kernel` over `items`; tensors among `args` are contiguous, and read or written in place.
 
@@ -73,7 +95,7 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
     """
     if items == 0:
         return
-    start()
+    _load(kernel, device)
     packed = [_descriptor(x) for x in args]
     if device.type == "cuda":
         stream = wp.stream_from_torch(torch.cuda.current_stream(device))
@@ -83,7 +105,6 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
     if threads <= 1:
         wp.launch(kernel, dim=items, inputs=[0, *packed], device="cpu")
         return
-    wp.load_module(kernel.module, device="cpu")  # compiled before the threads race for it
     bounds = [items * t // threads for t in range(threads + 1)]
 
     def part(begin: int, end: int) -> None:
@@ -100,6 +121,7 @@ def launch_range(kernel: wp.Kernel, count: int, *args: int, device: torch.device
     The others are plain integers, tensors as their addresses. On the CPU each thread gets one range, and records its
     launch the first time: another costs some 5 us.
     """
+    _load(kernel, device)
     if device.type == "cuda":
         stream = wp.stream_from_torch(torch.cuda.current_stream(device))
         wp.launch(kernel, dim=count, inputs=[0, *args, count, 1], stream=stream)
@@ -108,7 +130,6 @@ def launch_range(kernel: wp.Kernel, count: int, *args: int, device: torch.device
     if threads <= 1:
         _replay(kernel, 0, *args, count, count)
         return
-    wp.load_module(kernel.module, device="cpu")  # compiled before the threads race for it
     share = -(-count // threads)
     rest = _pool(threads - 1, os.getpid()).map(lambda t: _replay(kernel, t, *args, count, share), range(1, threads))
     _replay(kernel, 0, *args, count, share)
@@ -119,7 +140,6 @@ def _replay(kernel: wp.Kernel, *args: int) -> None:
     commands = _local.__dict__.setdefault("commands", {})
     command = commands.get(kernel)
     if command is None:
-        start()
         command = wp.launch(kernel, dim=1, inputs=[0] * len(args), device="cpu", record_cmd=True)
         commands[kernel] = command
     for index, value in enumerate(args):
@@ -217,7 +237,7 @@ def operator(
         grads = [torch.zeros_like(x) if i in differentiable else x for i, x in enumerate(inputs)]
         clone = grad.detach().clone(memory_format=torch.contiguous_format)
         if items(*args):
-            start()
+            _load(kernel(args[0].dtype), out.device)
             _adjoint(kernel(args[0].dtype), items(*args), inputs, [out.detach()], grads, [clone], out.device)
         return [grads[i] for i in differentiable]
 

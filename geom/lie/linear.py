@@ -64,7 +64,7 @@ def basis(
     >>> basis(2, group="sl").shape
     torch.Size([3, 2, 2])
 
-    Guarantees: deterministic; 1e-16 f64, 6e-8 f32
+    Guarantees: not differentiable; deterministic; 1e-16 f64, 6e-8 f32
     """
     check_choice(n, (2, 3), "n")
     check_choice(group, ("gl", "sl"), "group")

@@ -181,9 +181,9 @@ def to_euler(matrix: Float[Tensor, "*b 3 3"], convention: str) -> Float[Tensor, 
 def project(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
     """The rotation nearest to any matrix in the Frobenius norm: U diag(1, 1, det(U V^T)) V^T of M = U S V^T.
 
-    Where several are equally near (rank below two, or a reflection with its smallest singular values equal) one of
-    them is returned, and the gradient along what is open is zero. Exact gradients elsewhere, also at equal singular
-    values.
+    Where several are equally near (rank below two, or a reflection with its smallest singular values equal) the one
+    nearest to the identity is returned, and the gradient along what is open is zero. Exact gradients elsewhere, also
+    at equal singular values.
 
     Guarantees: differentiable (0, pi); deterministic; 2e-15 f64, 1e-6 f32
     """

@@ -21,7 +21,7 @@ def test_alone_it_lists_the_names(capsys) -> None:
     ("arguments", "words"),
     [
         (["nope"], "got nope"),
-        (["neighbors", "--pairs", "nope"], "got nope"),
+        (["neighbors", "--inputs", "nope"], "got nope"),
         (["table", "neighbors", "no_such_file.json"], "no_such_file.json"),
     ],
 )
@@ -71,7 +71,7 @@ def test_pose_errors_are_precise_near_zero() -> None:
 
 def run_quick(name: str, tmp_path: Path, capfd) -> Report:
     out = tmp_path / f"{name}.json"
-    assert main([name, "--quick", "--pairs", "scan_street", "--out", str(out)]) == 0
+    assert main([name, "--quick", "--inputs", "scan_street", "--out", str(out)]) == 0
     said = capfd.readouterr().out
     assert "scan_street" in said and str(out) in said
     report = Report.load(out)

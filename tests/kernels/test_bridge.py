@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -265,6 +266,26 @@ def test_warmup_names_its_modules() -> None:
     )
 
 
+def test_a_compilation_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from geom.kernels.voxels import __name__ as module  # any with kernels
+
+    kernel = next(iter(wp.get_module(module).kernels.values()))
+    monkeypatch.setattr(bridge, "_PATIENCE", 0.01)
+    monkeypatch.setattr(bridge, "_loaded", set())
+    slow = bridge.wp.load_module
+    monkeypatch.setattr(bridge.wp, "load_module", lambda *args, **given: (time.sleep(0.2), slow(*args, **given)))
+    for _ in range(2):
+        bridge._load(kernel, torch.device("cpu"))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"compiling {module} for cpu, this once (`geom warmup` does it ahead)"
+    ]
+    caplog.clear()
+    monkeypatch.setattr(bridge, "_loaded", set())
+    monkeypatch.setattr(bridge, "_PATIENCE", 60.0)
+    bridge._load(kernel, torch.device("cpu"))
+    assert not caplog.records
+
+
 QUIET = """
 import os, signal, torch, geom.points
 from geom.points.normals import local_shape
@@ -285,7 +306,8 @@ def test_silent_compiled_once_and_safe_to_fork(tmp_path: Path) -> None:
         environment = {**os.environ, "WARP_CACHE_PATH": str(tmp_path)}
         command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", QUIET]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        said = [line for line in done.stderr.splitlines() if not line.startswith("compiling geom.kernels.")]
+        assert (done.returncode, done.stdout, said) == (0, "", [])
         return {str(path): path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
 
     compiled = run()
