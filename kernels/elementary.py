@@ -122,10 +122,8 @@ auto length_ = [&](const REAL* v, REAL& low) -> REAL {
     low = high > 0 ? (fma_(-high, high, sum) + (((a + b) + c) + (d + e))) / (2 * high) : REAL(0);
     return high;
 };
-// cos and sin of x + low - left, x >= 0, and sin(x)/x as it is below pi/4; past `most` a turn has no digits left
+// cos and sin of x + low - left, x >= 0, and sin(x)/x as it is below pi/4
 auto turn_ = [&](REAL x, REAL low, REAL& cosine, REAL& sine, REAL& sinc, REAL& left) {
-    const REAL most = sizeof(REAL) == 4 ? REAL(1e7) : REAL(1e9);
-    x = x < most ? x : most;
     const REAL n = round_(x * @quarters);
     const REAL r = plus_(fma_(n, -@quarter2, fma_(n, -@quarter1, fma_(n, -@quarter0, x))), low, left);
     const int quarter = (int)n & 3;
@@ -139,9 +137,19 @@ auto turn_ = [&](REAL x, REAL low, REAL& cosine, REAL& sine, REAL& sinc, REAL& l
     cosine = quarter == 1 || quarter == 2 ? -cosine : cosine;
     sine = quarter & 2 ? -sine : sine;
 };
+// a rotation vector so long that its turns have no digits left is taken shorter, and v made of it: the factor
+auto bounded_ = [&](const REAL* given, REAL* v) -> REAL {
+    const REAL most = sizeof(REAL) == 4 ? REAL(1e7) : REAL(1e9);
+    REAL size = 0;
+    for (int k = 0; k < 3; ++k) size = absolute_(given[k]) > size ? absolute_(given[k]) : size;
+    const REAL factor = size > most ? most / size : REAL(1);
+    for (int k = 0; k < 3; ++k) v[k] = factor * given[k];
+    return factor;
+};
 // q = (cos(theta/2), scale v), u = theta^2; returns scale
-auto exp_ = [&](const REAL* v, REAL* q, REAL& u) -> REAL {
-    REAL low, left, cosine, sine, sinc;
+auto exp_ = [&](const REAL* given, REAL* q, REAL& u) -> REAL {
+    REAL low, left, cosine, sine, sinc, v[3];
+    bounded_(given, v);
     const REAL theta = length_(v, low);
     u = theta * theta;
     turn_(theta / 2, low / 2, cosine, sine, sinc, left);
@@ -152,11 +160,11 @@ auto exp_ = [&](const REAL* v, REAL* q, REAL& u) -> REAL {
     for (int k = 0; k < 3; ++k) q[1 + k] = fma_(scale, v[k], rest * v[k]);
     return scale;
 };
-auto exp_adjoint_ = [&](const REAL* v, const REAL* g, REAL* out) {
-    REAL q[4], z;
-    const REAL scale = exp_(v, q, z), slope = z < 1 ? @scale_slope : (q[0] / 2 - scale) / z;
+auto exp_adjoint_ = [&](const REAL* given, const REAL* g, REAL* out) {
+    REAL q[4], z, v[3];
+    const REAL factor = bounded_(given, v), scale = exp_(v, q, z), slope = z < 1 ? @scale_slope : (q[0] / 2 - scale) / z;
     const REAL along = slope * dot_(g + 1, v) - scale / 2 * g[0];
-    for (int k = 0; k < 3; ++k) out[k] = scale * g[1 + k] + along * v[k];
+    for (int k = 0; k < 3; ++k) out[k] = factor * (scale * g[1 + k] + along * v[k]);
 };
 // v = scale (x, y, z) for a q of any length, with the arc from the nearest of 0, pi/4 and pi/2; returns scale
 auto log_ = [&](const REAL* q, REAL* v, REAL& z, bool& near) -> REAL {
@@ -220,30 +228,44 @@ auto rotate_adjoint_ = [&](const REAL* q, const REAL* p, const REAL* g, REAL* gq
         gq[1 + k] = 2 * (q[0] * pg[k] + a * g[k] + b * p[k] - 2 * c * q[1 + k]);
     }
 };
-// each entry rounded once: a b + c d and 1 - (a b + c d)
+// 2/|q|^2 in twice the precision: the result and `low`; 2 for a q of zeros
+auto double_over_square_ = [&](const REAL* q, REAL& low) -> REAL {
+    REAL a, b, c, d, e, f, g;
+    const REAL w = times_(q[0], q[0], a), x = times_(q[1], q[1], b), y = times_(q[2], q[2], c), z = times_(q[3], q[3], d);
+    const REAL found = plus_(plus_(w, x, e), plus_(y, z, f), g), square = found > 0 ? found : REAL(1);
+    const REAL ratio = 2 / square;
+    low = (fma_(-ratio, square, REAL(2)) - ratio * (((a + b) + (c + d)) + ((e + f) + g))) / square;
+    return ratio;
+};
+// of the direction of q, each entry rounded once: s (a b + c d) and 1 - s (a b + c d)
 auto to_matrix_ = [&](const REAL* q, REAL* m) {
-    auto sum_ = [&](REAL a, REAL b, REAL c, REAL d, REAL& rest) -> REAL {
-        REAL e, f, g;
-        const REAL sum = plus_(times_(a, b, e), times_(c, d, f), g);
-        rest = (e + f) + g;
-        return sum;
+    REAL low;
+    const REAL s = double_over_square_(q, low);
+    auto scaled_ = [&](REAL a, REAL b, REAL c, REAL d, REAL& rest) -> REAL {
+        REAL e, f, g, h;
+        const REAL sum = plus_(times_(a, b, e), times_(c, d, f), g), result = times_(s, sum, h);
+        rest = h + (s * ((e + f) + g) + low * sum);
+        return result;
     };
     auto off_ = [&](REAL a, REAL b, REAL c, REAL d) -> REAL {
         REAL rest;
-        const REAL sum = sum_(a, b, c, d, rest);
-        return sum + rest;
+        const REAL result = scaled_(a, b, c, d, rest);
+        return result + rest;
     };
     auto on_ = [&](REAL a, REAL b, REAL c, REAL d) -> REAL {
         REAL rest, cut;
-        const REAL sum = sum_(a, b, c, d, rest), left = plus_(REAL(1), -sum, cut);
+        const REAL result = scaled_(a, b, c, d, rest), left = plus_(REAL(1), -result, cut);
         return left + (cut - rest);
     };
     const REAL w = q[0], x = q[1], y = q[2], z = q[3];
-    m[0] = on_(y, 2 * y, z, 2 * z); m[1] = off_(x, 2 * y, -w, 2 * z); m[2] = off_(x, 2 * z, w, 2 * y);
-    m[3] = off_(x, 2 * y, w, 2 * z); m[4] = on_(x, 2 * x, z, 2 * z); m[5] = off_(y, 2 * z, -w, 2 * x);
-    m[6] = off_(x, 2 * z, -w, 2 * y); m[7] = off_(y, 2 * z, w, 2 * x); m[8] = on_(x, 2 * x, y, 2 * y);
+    m[0] = on_(y, y, z, z); m[1] = off_(x, y, -w, z); m[2] = off_(x, z, w, y);
+    m[3] = off_(x, y, w, z); m[4] = on_(x, x, z, z); m[5] = off_(y, z, -w, x);
+    m[6] = off_(x, z, -w, y); m[7] = off_(y, z, w, x); m[8] = on_(x, x, y, y);
 };
-auto to_matrix_adjoint_ = [&](const REAL* q, const REAL* g, REAL* out) {
+auto to_matrix_adjoint_ = [&](const REAL* given, const REAL* g, REAL* out) {
+    const REAL square = given[0] * given[0] + dot_(given + 1, given + 1), back = square > 0 ? 1 / root_(square) : REAL(0);
+    REAL q[4];
+    for (int k = 0; k < 4; ++k) q[k] = back * given[k];
     const REAL skew[3] = {g[7] - g[5], g[2] - g[6], g[3] - g[1]}, trace = g[0] + g[4] + g[8];
     out[0] = 2 * dot_(q + 1, skew);
     for (int k = 0; k < 3; ++k) {
@@ -251,6 +273,8 @@ auto to_matrix_adjoint_ = [&](const REAL* q, const REAL* g, REAL* out) {
         for (int l = 0; l < 3; ++l) pull += (g[3 * k + l] + g[3 * l + k]) * q[1 + l];
         out[1 + k] = 2 * pull;
     }
+    const REAL along = q[0] * out[0] + dot_(q + 1, out + 1);
+    for (int k = 0; k < 4; ++k) out[k] = back * (out[k] - along * q[k]);
 };
 // the row of 4 q q^T with the largest diagonal, so q in some length; returns which
 auto row_ = [&](const REAL* m, REAL* q) -> int {

@@ -187,6 +187,8 @@ def project(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
 
     Guarantees: differentiable (0, pi); deterministic; 2e-15 f64, 1e-6 f32
     """
+    if matrix.dtype in (torch.float16, torch.bfloat16):
+        return nearest_rotation(matrix.float())[0].to(matrix.dtype)
     return nearest_rotation(matrix)[0]
 
 

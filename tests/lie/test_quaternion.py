@@ -57,6 +57,16 @@ def test_exp_is_accurate(angle: float, dtype: torch.dtype) -> None:
     assert (torch.linalg.vector_norm(quaternion.exp(rotvec), dim=-1) - 1).abs().max() < EPS[dtype] * max(2, angle)
 
 
+@pytest.mark.parametrize("length", [1e6, 1e12, 1e30])
+def test_exp_of_a_vector_without_digits_is_a_rotation(length: float, dtype: torch.dtype) -> None:
+    rotvec = (length * axes(20)).to(dtype).requires_grad_()
+    for f in (quaternion.exp, torch.func.vmap(quaternion.exp)):
+        quat = f(rotvec)
+        assert (torch.linalg.vector_norm(quat, dim=-1) - 1).abs().max() < 4 * EPS[dtype]
+        assert torch.linalg.cross(quat[:, 1:], axes(20).to(dtype)).abs().max() < 4 * EPS[dtype]
+        assert torch.autograd.grad(quat.sum(), rotvec)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("angle", ANGLES)
 def test_log_undoes_exp(angle: float, dtype: torch.dtype) -> None:
     rotvec = (angle * axes()).to(dtype)

@@ -308,3 +308,10 @@ def test_dtypes_stay() -> None:
     for dtype, name in product((torch.float32, torch.float64), so3.__all__):
         function, inputs = FUNCTIONS[name]
         assert function(*(x.to(dtype) for x in inputs)).dtype == dtype
+
+
+def test_halves() -> None:
+    matrix = random_matrix(3).half()
+    assert so3.project(matrix).dtype == torch.float16
+    assert (so3.project(matrix) - matrix).abs().max() < 2e-3
+    assert so3.log(matrix).dtype == torch.float16

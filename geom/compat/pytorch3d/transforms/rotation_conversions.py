@@ -33,14 +33,11 @@ Device = torch.device | str
 
 
 def quaternion_to_matrix(quaternions: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 3 3"]:
-    """Quaternions of any length but 0 to rotation matrices; `geom.lie.quaternion.to_matrix` of the unit one.
-
-    A zero quaternion gives the identity, with zero gradient.
+    """Quaternions of any length to rotation matrices; `geom.lie.quaternion.to_matrix`: zeros give the identity.
 
     Guarantees: differentiable (0, pi); deterministic; 1e-15 f64, 6e-7 f32
     """
-    square = check_shape(quaternions, (4,), "quaternions").square().sum(-1, keepdim=True)
-    return quaternion.to_matrix(quaternions / torch.where(square == 0, torch.ones_like(square), square).sqrt())
+    return quaternion.to_matrix(check_shape(quaternions, (4,), "quaternions"))
 
 
 def matrix_to_quaternion(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 4"]:
