@@ -9,7 +9,6 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
-from benchmarks.pairs import choose_pairs, read_pairs
 from benchmarks.part import Request, choose_plan, find_benchmark, run_part
 from benchmarks.report import Report, describe_machine, git_commit, package_versions, today
 from benchmarks.tables import markdown_tables, text_tables, update_readme
@@ -18,6 +17,7 @@ from geom.errors import GeomError
 BENCHMARKS = {
     "registration-local": "geom.icp, small_gicp and open3d from perturbed labels",
     "neighbors": "neighbours, voxel grids and normals: geom, scipy, small_gicp and open3d",
+    "rotations": "geom.lie, roma, pypose, scipy and pytorch3d's formulas",
 }
 
 
@@ -26,10 +26,10 @@ class Options:
     """Measure geom and its peers side by side: first CPU time on one thread, then wall time on all cores."""
 
     quick: bool = False
-    """Two inputs, 3 rounds and 2 seeds, to see that it runs; the numbers mean little."""
+    """Few inputs, 3 rounds and 2 seeds, to see that it runs; the numbers mean little."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where geom runs; cuda measures wall time only, peers without CUDA on all CPU threads."""
-    pairs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     """Inputs by name; else those that the benchmark chooses."""
     out: Path | None = None
     """JSON file with every timing; else out/benchmarks/NAME.json."""
@@ -78,8 +78,8 @@ def run(name: str, options: Options) -> None:
 
         if not torch.cuda.is_available():
             raise GeomError("device: expected cpu, got cuda, and torch sees no CUDA device")
-    choose_pairs(read_pairs(), options.pairs)  # a wrong name is told before anything runs
     benchmark, plan = find_benchmark(name), choose_plan(options.quick)
+    benchmark.inputs(options.inputs)  # a wrong name is told before anything runs
     machine, commit = describe_machine(), git_commit()
     clocks = ("wall",) if options.device == "cuda" else ("cpu", "wall")
     report = Report(
@@ -93,7 +93,7 @@ def run(name: str, options: Options) -> None:
         rounds=plan.rounds,
         seeds=plan.seeds,
         notes=benchmark.NOTES,
-        parts=[run_part(Request(name, clock, options.device, options.quick, options.pairs)) for clock in clocks],
+        parts=[run_part(Request(name, clock, options.device, options.quick, options.inputs)) for clock in clocks],
     )
     out = options.out or Path("out/benchmarks") / f"{name}.json"
     report.save(out)

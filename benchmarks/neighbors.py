@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import Case, Contender
-from benchmarks.pairs import Array, Pair, choose_pairs, first_and_largest, read_pairs
+from benchmarks.pairs import Array, Pair, choose_pairs, first_and_largest, inputs, read_pairs
 from benchmarks.part import Request, installed
 
-__all__ = ["NOTES", "REFERENCE", "cases"]
+__all__ = ["NOTES", "REFERENCE", "cases", "inputs"]
 
 REFERENCE = "small_gicp"
 NOTES = [
@@ -38,7 +38,7 @@ class _Input(NamedTuple):
 
 def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str]]:
     pairs = read_pairs()
-    chosen = choose_pairs(pairs, request.pairs) or first_and_largest(pairs)
+    chosen = choose_pairs(pairs, request.inputs) or first_and_largest(pairs)
     makers, missing = installed(
         [
             ("geom", _geom),

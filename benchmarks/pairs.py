@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.report import ROOT
 from geom.errors import GeomError
 
-__all__ = ["Pair", "Setting", "choose_pairs", "first_and_largest", "pose_errors", "read_pairs"]
+__all__ = ["Pair", "Setting", "choose_pairs", "first_and_largest", "inputs", "pose_errors", "read_pairs"]
 
 Array = NDArray[np.float64]
 
@@ -88,6 +88,11 @@ def choose_pairs(pairs: list[Pair], names: tuple[str, ...]) -> list[Pair]:
         if name not in known:
             raise GeomError(f"pairs: expected names among {', '.join(known)}; got {name}")
     return [known[name] for name in names]
+
+
+def inputs(names: tuple[str, ...]) -> list[Pair]:
+    """The pairs of these names. Raises: GeomError for a name that is not there."""
+    return choose_pairs(read_pairs(), names)
 
 
 def first_and_largest(pairs: list[Pair]) -> list[Pair]:

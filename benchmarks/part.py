@@ -12,13 +12,13 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from benchmarks.harness import PAUSE, Case, Contender, Plan, Series, measure
+from benchmarks.harness import PAUSE, Case, Plan, Series, measure
 from benchmarks.report import ROOT, Part, cores, part_from_json
 from geom.errors import GeomError
 
@@ -33,7 +33,7 @@ __all__ = [
     "run_part",
 ]
 
-Maker = Callable[[Any, int, str], Iterator[Contender]]  # (input, threads, device)
+Maker = TypeVar("Maker")
 _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _BUSY = 0.05  # part of the cores that other work may take before a note says so
 _PARALLEL = 1.05  # CPU time over wall time above which a run was not on one thread
@@ -41,13 +41,14 @@ _PARALLEL = 1.05  # CPU time over wall time above which a run was not on one thr
 
 @dataclass(frozen=True)
 class Request:
-    """What a part measures: `clock` "cpu" is one thread on one core, "wall" all cores; `pairs` () means all."""
+    """What a part measures: `clock` "cpu" is one thread on one core, "wall" all cores; `inputs` () means those that
+    the benchmark chooses."""
 
     benchmark: str
     clock: str
     device: str
     quick: bool
-    pairs: tuple[str, ...]
+    inputs: tuple[str, ...]
 
 
 class Benchmark(Protocol):
@@ -55,6 +56,10 @@ class Benchmark(Protocol):
 
     REFERENCE: str
     NOTES: list[str]
+
+    def inputs(self, names: tuple[str, ...]) -> Sequence[Any]:
+        """The inputs of these names. Raises: GeomError for a name that is not there."""
+        ...
 
     def cases(self, request: Request, threads: int) -> tuple[int, Iterator[Case], list[str]]:
         """How many cases, the cases, and which packages are missing, one note each."""
@@ -66,7 +71,7 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def installed(makers: Sequence[tuple[str, Maker]]) -> tuple[list[Maker], list[str]]:
-    """The makers of contenders whose package can be imported, and a note for each other one."""
+    """What makes the contenders of packages that can be imported, and a note for each other one."""
     found, notes = [], []
     for package, maker in makers:
         try:
@@ -168,5 +173,5 @@ def check_other_work(before: Usage, after: Usage, count: int) -> str | None:
 
 if __name__ == "__main__":
     fields = json.loads(sys.argv[1])
-    part = _measure_here(Request(**{**fields, "pairs": tuple(fields["pairs"])}))
+    part = _measure_here(Request(**{**fields, "inputs": tuple(fields["inputs"])}))
     Path(sys.argv[2]).write_text(json.dumps(asdict(part)))

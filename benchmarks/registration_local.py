@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Case, Contender
-from benchmarks.pairs import Array, Pair, choose_pairs, first_and_largest, pose_errors, read_pairs
+from benchmarks.pairs import Array, Pair, choose_pairs, first_and_largest, inputs, pose_errors, read_pairs
 from benchmarks.part import Request, installed
 
-__all__ = ["NOTES", "REFERENCE", "cases"]
+__all__ = ["NOTES", "REFERENCE", "cases", "inputs"]
 
 REFERENCE = "small_gicp"
 NOTES = [
@@ -34,7 +34,7 @@ Work = Callable[[], Any]
 
 def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str]]:
     pairs = read_pairs()
-    chosen = choose_pairs(pairs, request.pairs) or (first_and_largest(pairs) if request.quick else pairs)
+    chosen = choose_pairs(pairs, request.inputs) or (first_and_largest(pairs) if request.quick else pairs)
     makers, missing = installed(
         [("geom", _geom), ("small_gicp", _small_gicp), ("open3d", _open3d), ("open3d", _open3d_tensor)]
     )

@@ -15,9 +15,10 @@ from benchmarks.harness import Sample, Series
 from geom.errors import FileFormatError
 from geom.files import write_atomically
 
-__all__ = ["ROOT", "Part", "Report", "cores", "describe_machine", "git_commit", "package_versions"]
+__all__ = ["BEST_PEER", "ROOT", "Part", "Report", "cores", "describe_machine", "git_commit", "package_versions"]
 
 ROOT = Path(__file__).resolve().parents[1]
+BEST_PEER = "the best peer"  # a `reference`: for each method the fastest library but geom, by its least time
 _SCHEMA = 1
 
 
@@ -34,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole benchmark; ratios are to the library `reference`, method by method."""
+    """A whole benchmark; ratios are to the library `reference` or to `BEST_PEER`, method by method."""
 
     benchmark: str
     reference: str

@@ -1,12 +1,13 @@
 """Tables from a report: text for the terminal, Markdown for the README, rewritten between its markers."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 from benchmarks.harness import Series
-from benchmarks.report import Part, Report
+from benchmarks.report import BEST_PEER, Part, Report
 from geom.errors import FileFormatError
 from geom.files import write_atomically
 
@@ -19,17 +20,21 @@ _BUSY = " **Other work ran on the machine at the same time: see the notes under 
 
 def text_tables(report: Report) -> str:
     """A table for each case: times, ratios to the reference, errors; then the notes."""
+    best = report.reference == BEST_PEER
     lines = [_heading(report), f"ratios: to {report.reference} with the same method; above 1 is slower"]
+    lines += ["times: the least of the rounds, and their median"] * best
     for case in _unique(s.case for part in report.parts for s in part.series):
         names = _unique(name for s in _of(report.parts, case=case) for name in s.samples[0].scores)
-        rows = [["", *(x for part in report.parts for x in (_title(part), "ratio")), *names]]
+        head = ("median", "ratio") if best else ("ratio",)
+        rows = [["", *(x for part in report.parts for x in (_title(part), *head)), *names]]
         for method in _unique(s.method for s in _of(report.parts, case=case)):
             for library in _unique(s.library for s in _of(report.parts, case=case, method=method)):
                 row = [f"{method} {library}"]
                 for part in report.parts:
                     found = _pick(part, case, method, library)
                     ratio = _ratio(report, part, case, method, library)
-                    row += [_NONE if found is None else f"{found.milliseconds(part.clock):.1f}"]
+                    row += [_NONE if found is None else _milliseconds(_time(report, part, found))]
+                    row += [_NONE if found is None else _milliseconds(found.milliseconds(part.clock))] * best
                     row += [_NONE if ratio is None else f"{ratio:.2f}"]
                 scores = next(_iter_of(report.parts, case, method, library)).scores()
                 rows.append([*row, *(_number(scores[name]) if name in scores else _NONE for name in names)])
@@ -38,38 +43,29 @@ def text_tables(report: Report) -> str:
 
 
 def markdown_tables(report: Report) -> str:
-    """One row for each method and library over all cases; below it, folded, every case."""
-    head = ["method", "library"]
-    for part in report.parts:
-        head.append(f"{_title(part).replace('ms', 'time')}, ratio to {report.reference}: mean (least to most)")
-    names = _unique(name for s in _of(report.parts) for name in s.samples[0].scores)
-    head += [f"{name.replace('_', ', ')}, median" for name in names]
-    rows = [head]
-    for method in _unique(s.method for s in _of(report.parts)):
-        for library in _unique(s.library for s in _of(report.parts, method=method)):
-            rows.append([method, library])
-            for part in report.parts:
-                every = (_ratio(report, part, s.case, method, library) for s in _of([part], method, library))
-                ratios = [ratio for ratio in every if ratio is not None]
-                mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 0
-                rows[-1].append(f"{mean:.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else _NONE)
-            scores = [s.scores() for s in _of(report.parts[:1], method, library)]
-            for name in names:
-                values = [x[name] for x in scores if name in x]
-                rows[-1].append(_number(median(values)) if values else _NONE)
-    cases = len(_unique(s.case for s in _of(report.parts)))
+    """A table that fits the README, and below it, folded, the notes and, against one reference, every case."""
+    cases = len(_unique(s.case for s in _of(report.parts) if _is_timed(s)))
+    if report.reference == BEST_PEER:
+        said = f"Times are the least of {report.rounds} interleaved rounds; above 1 geom is slower than the best peer."
+        rows, summary, every = _against_the_best(report), "What is measured, and how", []
+    else:
+        said = (
+            f"Times are medians of {report.rounds} interleaved rounds; a ratio's mean is the geometric one over "
+            f"{cases} case{'s' * (cases > 1)}; above 1 is slower than {report.reference}."
+        )
+        rows, summary = _against_one(report), "Every case: milliseconds, and median errors over the seeds"
+        every = [*_piped(_every_case(report)), ""]
+    busy = _BUSY * any("other work took" in note for note in _notes(report))
+    exact = _untimed(report)
     lines = [
-        f"{_heading(report)} Times are medians of {report.rounds} interleaved rounds; a ratio's mean is the geometric "
-        f"one over {cases} case{'s' * (cases > 1)}; above 1 is slower than {report.reference}."
-        + _BUSY
-        * any("other work took" in note for note in _notes(report)),
+        f"{_heading(report)} {said}{busy}",
         "",
         *_piped(rows),
         "",
-        "<details><summary>Every case: milliseconds, and median errors over the seeds</summary>",
+        *([*_piped(exact), ""] if exact else []),
+        f"<details><summary>{summary}</summary>",
         "",
-        *_piped(_every_case(report)),
-        "",
+        *every,
         *(f"- {note}" for note in _notes(report)),
         "",
         "</details>",
@@ -100,6 +96,58 @@ def update_readme(path: Path, report: Report) -> None:
     write_atomically(path, text)
 
 
+def _against_one(report: Report) -> list[list[str]]:
+    """A row for each method and library, over all cases."""
+    head = ["method", "library"]
+    for part in report.parts:
+        head.append(f"{_title(part).replace('ms', 'time')}, ratio to {report.reference}: mean (least to most)")
+    names = _unique(name for s in _of(report.parts) for name in s.samples[0].scores)
+    head += [f"{name.replace('_', ', ')}, median" for name in names]
+    rows = [head]
+    for method in _unique(s.method for s in _of(report.parts)):
+        for library in _unique(s.library for s in _of(report.parts, method=method)):
+            rows.append([method, library])
+            for part in report.parts:
+                every = (_ratio(report, part, s.case, method, library) for s in _of([part], method, library))
+                ratios = [ratio for ratio in every if ratio is not None]
+                mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 0
+                rows[-1].append(f"{mean:.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else _NONE)
+            scores = [s.scores() for s in _of(report.parts[:1], method, library)]
+            for name in names:
+                values = [x[name] for x in scores if name in x]
+                rows[-1].append(_number(median(values)) if values else _NONE)
+    return rows
+
+
+def _against_the_best(report: Report) -> list[list[str]]:
+    """A row for each method: milliseconds of the last case, geom's ratio in each case, geom's and the peer's error."""
+    first, *others = report.parts
+    timed = [s for s in first.series if _is_timed(s)]
+    names, libraries = _unique(s.case for s in timed), _unique(s.library for s in timed)
+    columns = [(first, name) for name in names] + [(part, names[-1]) for part in others]
+    rows = [["", *(f"{library}, ms" for library in libraries), *(f"geom / best peer, {_title(part)}, {name}"
+             for part, name in columns), "error, geom", "error, best peer"]]  # fmt: skip
+    for method in _unique(s.method for s in timed):
+        found = {library: _pick(first, names[-1], method, library) for library in libraries}
+        best = _reference(report, first, names[-1], method)
+        times = [_NONE if s is None else _milliseconds(_time(report, first, s)) for s in found.values()]
+        times = [f"**{x}**" if s is not None and s is best else x for x, s in zip(times, found.values(), strict=True)]
+        ratios = [_ratio(report, part, name, method, "geom") for part, name in columns]
+        errors = [_NONE if s is None else ", ".join(map(_number, s.scores().values())) for s in (found["geom"], best)]
+        rows.append([method, *times, *(_NONE if x is None else f"{x:.2f}" for x in ratios), *errors])
+    return rows
+
+
+def _untimed(report: Report) -> list[list[str]]:
+    """A row of scores for each library in the cases that are there for those only."""
+    series = [s for s in _of(report.parts) if not _is_timed(s)]
+    names = _unique(name for s in series for name in s.scores())
+    rows = [["", *(name.replace("_", " ") for name in names)]] if series else []
+    for s in series:
+        rows.append([f"{s.method} {s.library}", *(_number(s.scores()[x]) if x in s.scores() else _NONE for x in names)])
+    return rows
+
+
 def _every_case(report: Report) -> list[list[str]]:
     libraries = _unique(s.library for s in _of(report.parts))
     rows = [["case", "method", *(f"{library}, {_title(part)}" for part in report.parts for library in libraries)]]
@@ -109,7 +157,7 @@ def _every_case(report: Report) -> list[list[str]]:
             row = [case, method]
             for part in report.parts:
                 found = [_pick(part, case, method, library) for library in libraries]
-                row += [_NONE if s is None else f"{s.milliseconds(part.clock):.1f}" for s in found]
+                row += [_NONE if s is None else _milliseconds(_time(report, part, s)) for s in found]
             for library in libraries:
                 s = next(_iter_of(report.parts, case, method, library), None)
                 scores = {} if s is None else s.scores()
@@ -140,10 +188,30 @@ def _pick(part: Part, case: str, method: str, library: str) -> Series | None:
 
 
 def _ratio(report: Report, part: Part, case: str, method: str, library: str) -> float | None:
-    mine, other = (_pick(part, case, method, name) for name in (library, report.reference))
-    if mine is None or other is None:
+    mine, other = _pick(part, case, method, library), _reference(report, part, case, method)
+    if mine is None or other is None or not _is_timed(mine):
         return None
-    return mine.milliseconds(part.clock) / other.milliseconds(part.clock)
+    return _time(report, part, mine) / _time(report, part, other)
+
+
+def _reference(report: Report, part: Part, case: str, method: str) -> Series | None:
+    if report.reference != BEST_PEER:
+        return _pick(part, case, method, report.reference)
+    peers = [s for s in _of([part], method, case=case) if s.library != "geom"]
+    return min(peers, key=lambda s: _time(report, part, s), default=None)
+
+
+def _time(report: Report, part: Part, series: Series) -> float:
+    """Where every round does the same work, which is where the best peer is the reference, the rest is disturbance."""
+    return series.least(part.clock) if report.reference == BEST_PEER else series.milliseconds(part.clock)
+
+
+def _milliseconds(time: float) -> str:
+    return _NONE if time == 0 else f"{time:.1f}" if time >= 1 else f"{time:.2g}"
+
+
+def _is_timed(series: Series) -> bool:
+    return series.samples[0].wall_ms > 0
 
 
 def _title(part: Part) -> str:
@@ -153,10 +221,12 @@ def _title(part: Part) -> str:
 
 def _heading(report: Report) -> str:
     machine, versions = report.machine, report.versions
-    peers = ("small-gicp", "open3d", "scipy", "torch")
+    peers = [re.split(r"[. ]", s.library)[0].replace("_", "-") for s in _of(report.parts)]
     return (
         f"{report.benchmark} on {report.device}: {machine['cpu']}, {machine['cores']} cores, {report.date[:10]}, "
-        f"commit {report.commit}, " + ", ".join(f"{name} {versions[name]}" for name in peers if name in versions) + "."
+        f"commit {report.commit}, "
+        + ", ".join(f"{name} {versions[name]}" for name in _unique([*peers, "torch"]) if name in versions)
+        + "."
     )
 
 

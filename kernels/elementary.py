@@ -162,7 +162,8 @@ auto exp_ = [&](const REAL* given, REAL* q, REAL& u) -> REAL {
 };
 auto exp_adjoint_ = [&](const REAL* given, const REAL* g, REAL* out) {
     REAL q[4], z, v[3];
-    const REAL factor = bounded_(given, v), scale = exp_(v, q, z), slope = z < 1 ? @scale_slope : (q[0] / 2 - scale) / z;
+    const REAL factor = bounded_(given, v), scale = exp_(v, q, z);
+    const REAL slope = z < 1 ? @scale_slope : (q[0] / 2 - scale) / z;
     const REAL along = slope * dot_(g + 1, v) - scale / 2 * g[0];
     for (int k = 0; k < 3; ++k) out[k] = factor * (scale * g[1 + k] + along * v[k]);
 };
@@ -231,7 +232,8 @@ auto rotate_adjoint_ = [&](const REAL* q, const REAL* p, const REAL* g, REAL* gq
 // 2/|q|^2 in twice the precision: the result and `low`; 2 for a q of zeros
 auto double_over_square_ = [&](const REAL* q, REAL& low) -> REAL {
     REAL a, b, c, d, e, f, g;
-    const REAL w = times_(q[0], q[0], a), x = times_(q[1], q[1], b), y = times_(q[2], q[2], c), z = times_(q[3], q[3], d);
+    const REAL w = times_(q[0], q[0], a), x = times_(q[1], q[1], b);
+    const REAL y = times_(q[2], q[2], c), z = times_(q[3], q[3], d);
     const REAL found = plus_(plus_(w, x, e), plus_(y, z, f), g), square = found > 0 ? found : REAL(1);
     const REAL ratio = 2 / square;
     low = (fma_(-ratio, square, REAL(2)) - ratio * (((a + b) + (c + d)) + ((e + f) + g))) / square;
@@ -263,7 +265,8 @@ auto to_matrix_ = [&](const REAL* q, REAL* m) {
     m[6] = off_(x, z, -w, y); m[7] = off_(y, z, w, x); m[8] = on_(x, x, y, y);
 };
 auto to_matrix_adjoint_ = [&](const REAL* given, const REAL* g, REAL* out) {
-    const REAL square = given[0] * given[0] + dot_(given + 1, given + 1), back = square > 0 ? 1 / root_(square) : REAL(0);
+    const REAL square = given[0] * given[0] + dot_(given + 1, given + 1);
+    const REAL back = square > 0 ? 1 / root_(square) : REAL(0);
     REAL q[4];
     for (int k = 0; k < 4; ++k) q[k] = back * given[k];
     const REAL skew[3] = {g[7] - g[5], g[2] - g[6], g[3] - g[1]}, trace = g[0] + g[4] + g[8];

