@@ -66,6 +66,8 @@ _CONSTANTS = {
     "cubic": _series(lambda k: _over_factorial((-1) ** k, 2 * k + 3), 6, 10),
     "inverse_left": _series(lambda k: abs(_bernoulli(2 * k + 2)) / math.factorial(2 * k + 2), 6, 10),
     "arc_slope": _series(lambda k: Fraction(-((-1) ** k) * (k + 1), 2 * k + 3), 12, 26),
+    "least": "REAL(sizeof(REAL) == 4 ? 1.0842021724855044e-19 : 1.4916681462400413e-154)",
+    "open": "REAL(sizeof(REAL) == 4 ? 2e-6 : 4e-15)",
     "tiny": "REAL(sizeof(REAL) == 4 ? 4.76837158203125e-07 : 8.881784197001252e-16)",
 }
 
@@ -343,6 +345,81 @@ auto frame_ = [&](REAL* a, REAL* b, REAL* m) {
     }
     cross_(a, b, c);
     for (int k = 0; k < 3; ++k) { m[3 * k] = a[k]; m[3 * k + 1] = b[k]; m[3 * k + 2] = c[k]; }
+};
+// orthonormal and right-handed, rows of `out`, on a, then b; any axes where they leave them open
+auto basis_ = [&](const REAL* a, const REAL* b, REAL* out) {
+    const REAL size = dot_(a, a), part = 1 / root_(size > 0 ? size : REAL(1));
+    for (int k = 0; k < 3; ++k) out[k] = size > 0 ? part * a[k] : k == 0 ? REAL(1) : REAL(0);
+    const bool steep = out[0] * out[0] < REAL(0.5);
+    const REAL zero = 0, spare[3] = {steep ? zero : -out[2], steep ? out[2] : zero, steep ? -out[1] : out[0]};
+    for (int k = 0; k < 3; ++k) out[3 + k] = b[k];
+    #pragma unroll
+    for (int twice = 0; twice < 2; ++twice) {  // what is left of b may be rounding along a
+        const REAL along = dot_(out, out + 3);
+        for (int k = 0; k < 3; ++k) out[3 + k] -= along * out[k];
+        const bool none = dot_(out + 3, out + 3) <= (twice ? REAL(0.5) : zero);
+        for (int k = 0; k < 3; ++k) out[3 + k] = none ? spare[k] : out[3 + k];
+        const REAL length = root_(dot_(out + 3, out + 3));
+        for (int k = 0; k < 3; ++k) out[3 + k] /= length;
+    }
+    cross_(out, out + 3, out + 6);
+};
+// see geom.lie._polar.decompose
+auto polar_ = [&](const REAL* given, REAL* m, REAL& gap, REAL* right, REAL* stiffness) {
+    REAL size = 0, c[9], left[9], s[3], v[3], once[9], twice[9], error[9];  // c, the columns one after the other
+    for (int k = 0; k < 9; ++k) size = absolute_(given[k]) > size ? absolute_(given[k]) : size;
+    const REAL whole = size > 0 ? size : REAL(1);
+    for (int i = 0; i < 3; ++i)
+        for (int j = 0; j < 3; ++j) c[3 * j + i] = given[3 * i + j] / whole;
+    auto sweep_ = [&](REAL* a, REAL* b) {
+        REAL less[3], more[3];
+        for (int k = 0; k < 3; ++k) { less[k] = a[k] - b[k]; more[k] = a[k] + b[k]; }
+        const REAL twice = 2 * dot_(a, b), difference = dot_(less, more);
+        const REAL found = absolute_(difference) + root_(difference * difference + twice * twice);
+        const REAL r = found > @least ? found : @least;
+        const bool ordered = difference >= 0;
+        const REAL x = ordered ? r : twice, y = ordered ? twice : r, scale = 1 / root_(x * x + y * y);
+        for (int k = 0; k < 3; ++k) {
+            const REAL p = a[k], q = b[k];
+            a[k] = scale * (x * p + y * q);
+            b[k] = scale * (x * q - y * p);
+        }
+    };
+    #pragma unroll
+    for (int n = 0; n < 5; ++n) { sweep_(c, c + 3); sweep_(c, c + 6); sweep_(c + 3, c + 6); }
+    basis_(c, c + 3, left);
+    REAL a[3], b[3];
+    for (int j = 0; j < 3; ++j) {
+        a[j] = (given[j] * left[0] + given[3 + j] * left[1] + given[6 + j] * left[2]) / whole;
+        b[j] = (given[j] * left[3] + given[3 + j] * left[4] + given[6 + j] * left[5]) / whole;
+    }
+    basis_(a, b, right);
+    for (int k = 0; k < 3; ++k) {
+        for (int i = 0; i < 3; ++i) v[i] = dot_(given + 3 * i, right + 3 * k);
+        s[k] = dot_(left + 3 * k, v);
+    }
+    for (int k = 0; k < 3; ++k) {
+        const REAL rest = s[(k + 1) % 3] + s[(k + 2) % 3];
+        stiffness[k] = rest > 0 ? rest : REAL(0);
+    }
+    gap = stiffness[0] / (s[0] > 0 ? s[0] : REAL(1));
+    for (int i = 0; i < 3; ++i)
+        for (int j = 0; j < 3; ++j)
+            m[3 * i + j] = left[i] * right[j] + left[3 + i] * right[3 + j] + left[6 + i] * right[6 + j];
+    for (int i = 0; i < 3; ++i) { cross_(m + 3 * i, right, once + 3 * i); cross_(once + 3 * i, right, twice + 3 * i); }
+    const REAL up = once[0] + once[4] + once[8], across = -(twice[0] + twice[4] + twice[8]);
+    const REAL length = root_(up * up + across * across);
+    const bool turned = gap < @open && length > 0;
+    const REAL sine = turned ? up / length : REAL(0), cosine = turned ? across / length : REAL(1);
+    for (int k = 0; k < 9; ++k) m[k] += sine * once[k] + (1 - cosine) * twice[k];
+    for (int i = 0; i < 3; ++i)
+        for (int j = 0; j < 3; ++j)
+            error[3 * i + j] = (i == j ? REAL(1) : REAL(0)) - (m[i] * m[j] + m[3 + i] * m[3 + j] + m[6 + i] * m[6 + j]);
+    for (int i = 0; i < 3; ++i) {
+        for (int j = 0; j < 3; ++j)
+            v[j] = (m[3 * i] * error[j] + m[3 * i + 1] * error[3 + j] + m[3 * i + 2] * error[6 + j]) / 2;
+        for (int j = 0; j < 3; ++j) m[3 * i + j] = s[0] > 0 ? m[3 * i + j] + v[j] : i == j ? REAL(1) : REAL(0);
+    }
 };
 """
 

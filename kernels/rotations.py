@@ -152,6 +152,11 @@ _formula(
     frame_(a, b, matrix);
     """,
 )
+_formula(
+    "polar",
+    "given 9 -> matrix 9, gap 1, right 9, stiffness 3",
+    "REAL g; polar_(given, matrix, g, right, stiffness); gap[0] = g;",
+)
 
 # --- rigid motions ---
 

@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geom.kernels.pointwise import fused
+
 __all__ = ["OPEN", "nearest_rotation"]
 
 OPEN = {torch.float32: 2e-6, torch.float64: 4e-15}  # 16 eps: below this gap rounding decides the rotation
-_LARGE = 600  # matrices from which the vectorised Jacobi sweeps are faster than LAPACK
 
 
 def nearest_rotation(matrix: Float[Tensor, "*b 3 3"]) -> tuple[Float[Tensor, "*b 3 3"], Float[Tensor, "*b"]]:
@@ -35,25 +36,13 @@ def nearest_rotation(matrix: Float[Tensor, "*b 3 3"]) -> tuple[Float[Tensor, "*b
 
 
 class _Polar(torch.autograd.Function):
-    """R, the right singular vectors V as rows, and K's eigenvalues in that basis, K = tr(P) I - P."""
+    """`decompose`, with the derivative of R."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        few = matrix.numel() < 9 * _LARGE
-        left, right = _lapack(matrix) if few else _jacobi(matrix)
-        s = ((left.mT @ matrix) * right).sum(-1)  # the frames are right-handed: s3 has the sign d
-        stiffness = (s.sum(-1, keepdim=True) - s).clamp(min=0)
-        zero = s[..., 0] <= 0
-        gap = stiffness[..., 0] / torch.where(zero, torch.ones_like(zero, dtype=s.dtype), s[..., 0])
-        rotation = _least_turn(left @ right, right[..., 0, :], gap < OPEN[matrix.dtype])
-        if few:  # LAPACK's vectors are off by some ten eps, Jacobi's by one: a Newton step where it is safe
-            firm = stiffness * (stiffness > 1e-3 * s[..., :1])
-            rotation = rotation + _derivative(matrix, matrix, rotation, right, firm, refinements=0)
-        one = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
-        rotation = rotation + rotation @ (one - rotation.mT @ rotation) / 2  # orthogonal to the last digit
-        return torch.where(zero[..., None, None], one, rotation), gap, right, stiffness
+        return decompose(matrix)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
@@ -75,32 +64,14 @@ class _PolarForward(_Polar):
         return _derivative(tangents[0], *ctx.saved_tensors), None, None, None
 
 
-def _least_turn(rotation: Tensor, axis: Tensor, open_: Tensor) -> Tensor:
-    """R exp(phi hat(axis)) where that is open, with the phi that brings it nearest to the identity; else R."""
-    axis = axis[..., None, :].expand_as(rotation)
-    once = torch.linalg.cross(rotation, axis)
-    twice = torch.linalg.cross(once, axis)
-    # the trace is const + sin(phi) tr(once) - cos(phi) tr(twice)
-    angle = torch.atan2(_trace(once), -_trace(twice)) * open_
-    return rotation + angle.sin()[..., None, None] * once + (1 - angle.cos())[..., None, None] * twice
+@fused("rotations.polar", [(3, 3)], [(3, 3), (), (3, 3), (3,)])
+def decompose(
+    matrix: Float[Tensor, "*b 3 3"],
+) -> tuple[Float[Tensor, "*b 3 3"], Float[Tensor, "*b"], Float[Tensor, "*b 3 3"], Float[Tensor, "*b 3"]]:
+    """R and its gap, the right singular vectors V as rows, and K's eigenvalues in that basis, K = tr(P) I - P.
 
-
-def _trace(x: Tensor) -> Tensor:
-    return x.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def _lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular vectors, right-handed: the left ones as columns, the right ones as rows; one matrix after the other."""
-    u, _, vh = torch.linalg.svd(matrix)
-    u1, u2, v1, v2 = u[..., 0], u[..., 1], vh[..., 0, :], vh[..., 1, :]
-    left = torch.stack([u1, u2, torch.linalg.cross(u1, u2)], -1)
-    return left, torch.stack([v1, v2, torch.linalg.cross(v1, v2)], -2)
-
-
-def _jacobi(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for all matrices at once: one-sided Jacobi (Hestenes 1958), the column of larger norm first.
-
-    Five sweeps converge for every kind of matrix tried, graded and rank-deficient ones included.
+    One-sided Jacobi (Hestenes 1958), the column of larger norm first: five sweeps converge for every kind of matrix
+    tried, graded and rank-deficient ones included.
     """
     m = matrix.reshape(-1, 3, 3).permute(1, 2, 0).contiguous()  # the batch last: operations run along it
     size = m.abs().amax((0, 1))
@@ -115,10 +86,32 @@ def _jacobi(matrix: Tensor) -> tuple[Tensor, Tensor]:
         scale = torch.rsqrt(x.square() + y.square())
         cos, sin = x * scale, y * scale
         columns[p], columns[q] = cos * a + sin * b, cos * b - sin * a
-    left = _frame(columns[0], columns[1])
-    right = _frame((m * left[0][:, None]).sum(0), (m * left[1][:, None]).sum(0))
-    left, right = torch.stack(left, 1).permute(2, 0, 1), torch.stack(right).permute(2, 0, 1)
-    return left.reshape(matrix.shape), right.reshape(matrix.shape)
+    frame = _frame(columns[0], columns[1])
+    other = _frame((m * frame[0][:, None]).sum(0), (m * frame[1][:, None]).sum(0))
+    left = torch.stack(frame, 1).permute(2, 0, 1).reshape(matrix.shape)
+    right = torch.stack(other).permute(2, 0, 1).reshape(matrix.shape)
+    s = ((left.mT @ matrix) * right).sum(-1)  # the frames are right-handed: s3 has the sign d
+    stiffness = (s.sum(-1, keepdim=True) - s).clamp(min=0)
+    zero = s[..., 0] <= 0
+    gap = stiffness[..., 0] / torch.where(zero, torch.ones_like(zero, dtype=s.dtype), s[..., 0])
+    rotation = _least_turn(left @ right, right[..., 0, :], gap < OPEN[matrix.dtype])
+    one = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+    rotation = rotation + rotation @ (one - rotation.mT @ rotation) / 2  # orthogonal to the last digit
+    return torch.where(zero[..., None, None], one, rotation), gap, right, stiffness
+
+
+def _least_turn(rotation: Tensor, axis: Tensor, open_: Tensor) -> Tensor:
+    """R exp(phi hat(axis)) where that is open, with the phi that brings it nearest to the identity; else R."""
+    axis = axis[..., None, :].expand_as(rotation)
+    once = torch.linalg.cross(rotation, axis)
+    twice = torch.linalg.cross(once, axis)
+    # the trace is const + sin(phi) tr(once) - cos(phi) tr(twice)
+    angle = torch.atan2(_trace(once), -_trace(twice)) * open_
+    return rotation + angle.sin()[..., None, None] * once + (1 - angle.cos())[..., None, None] * twice
+
+
+def _trace(x: Tensor) -> Tensor:
+    return x.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _frame(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,9 +134,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(0)
 
 
-def _derivative(
-    change: Tensor, matrix: Tensor, rotation: Tensor, right: Tensor, stiffness: Tensor, refinements: int = 2
-) -> Tensor:
+def _derivative(change: Tensor, matrix: Tensor, rotation: Tensor, right: Tensor, stiffness: Tensor) -> Tensor:
     """R hat(w), K w = vee(R^T X - X^T R): the derivative along X, and, being self-adjoint, the adjoint applied to X."""
     # 1/K^2, which second derivatives hold, must not overflow
     held = stiffness > (OPEN[matrix.dtype] * stiffness[..., 2:]).clamp(min=torch.finfo(matrix.dtype).tiny ** 0.5)
@@ -157,7 +148,7 @@ def _derivative(
     trace = (matrix * rotation).sum((-2, -1))[..., None]
     turn = solve(moment)
     # each brings no more than rounding to the value, and one more exact order of its derivatives
-    for _ in range(refinements):
+    for _ in range(2):
         stiff = trace * turn - (rotation.mT @ (matrix @ turn[..., None]))[..., 0]
         turn = turn + solve(moment - stiff)
     return torch.linalg.cross(rotation, turn[..., None, :].expand_as(rotation))
