@@ -20,6 +20,7 @@ test: venv system warmup
 
 bench: .venv/bench-installed system warmup
 	$(BIN)/python -m benchmarks registration-local
+	$(BIN)/python -m benchmarks rotations
 
 lint: venv
 	$(BIN)/ruff check

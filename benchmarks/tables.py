@@ -44,25 +44,25 @@ def text_tables(report: Report) -> str:
 
 def markdown_tables(report: Report) -> str:
     """A table that fits the README, and below it, folded, the notes and, against one reference, every case."""
-    cases = len(_unique(s.case for s in _of(report.parts) if _is_timed(s)))
+    cases = _unique(s.case for s in _of(report.parts) if _is_timed(s))
     if report.reference == BEST_PEER:
-        said = f"Times are the least of {report.rounds} interleaved rounds; above 1 geom is slower than the best peer."
+        said = (
+            f"{_title(report.parts[0])}, the least of {report.rounds} interleaved rounds; times and errors are those of "
+            f"{', '.join(cases[-1:])}; a ratio is geom to the best peer (bold): above 1 geom is slower."
+        )
         rows, summary, every = _against_the_best(report), "What is measured, and how", []
     else:
         said = (
             f"Times are medians of {report.rounds} interleaved rounds; a ratio's mean is the geometric one over "
-            f"{cases} case{'s' * (cases > 1)}; above 1 is slower than {report.reference}."
+            f"{len(cases)} case{'s' * (len(cases) > 1)}; above 1 is slower than {report.reference}."
         )
         rows, summary = _against_one(report), "Every case: milliseconds, and median errors over the seeds"
         every = [*_piped(_every_case(report)), ""]
     busy = _BUSY * any("other work took" in note for note in _notes(report))
-    exact = _untimed(report)
     lines = [
         f"{_heading(report)} {said}{busy}",
         "",
-        *_piped(rows),
-        "",
-        *([*_piped(exact), ""] if exact else []),
+        *(line for table in (rows, _untimed(report)) if len(table) > 1 for line in [*_piped(table), ""]),
         f"<details><summary>{summary}</summary>",
         "",
         *every,
@@ -124,9 +124,9 @@ def _against_the_best(report: Report) -> list[list[str]]:
     first, *others = report.parts
     timed = [s for s in first.series if _is_timed(s)]
     names, libraries = _unique(s.case for s in timed), _unique(s.library for s in timed)
-    columns = [(first, name) for name in names] + [(part, names[-1]) for part in others]
-    rows = [["", *(f"{library}, ms" for library in libraries), *(f"geom / best peer, {_title(part)}, {name}"
-             for part, name in columns), "error, geom", "error, best peer"]]  # fmt: skip
+    columns = [(first, name) for name in names] + [(part, name) for part in others for name in names[-1:]]
+    titles = [f"ratio, {name}" + f", {_title(part)}".replace(" ms", "") * (part is not first) for part, name in columns]
+    rows = [["", *(f"{library}, ms" for library in libraries), *titles, "error, geom", "error, best peer"]]
     for method in _unique(s.method for s in timed):
         found = {library: _pick(first, names[-1], method, library) for library in libraries}
         best = _reference(report, first, names[-1], method)
@@ -142,7 +142,7 @@ def _untimed(report: Report) -> list[list[str]]:
     """A row of scores for each library in the cases that are there for those only."""
     series = [s for s in _of(report.parts) if not _is_timed(s)]
     names = _unique(name for s in series for name in s.scores())
-    rows = [["", *(name.replace("_", " ") for name in names)]] if series else []
+    rows = [["", *(name.replace("_", " ") for name in names)]]
     for s in series:
         rows.append([f"{s.method} {s.library}", *(_number(s.scores()[x]) if x in s.scores() else _NONE for x in names)])
     return rows

@@ -13,10 +13,9 @@ from torch import Tensor
 from geom.errors import ShapeError
 from geom.kernels.bridge import launch_range
 from geom.kernels.native import native_kernel
+from geom.kernels.pointwise import Shape
 
 __all__ = ["Formula"]
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Formula:
     """C++ for one element: `body` reads an array of each input's name and fills one of each output's.
 
     `inputs` and `outputs` give their lengths. Elements stand in memory one after the other, so that the loop over them
-    becomes vector instructions. An input in `shared` may also be one element for all the others, at no cost; any other
-    such input is copied out first.
+    becomes vector instructions. The inputs of one tuple in `still` may, together, also be one element for all others,
+    at no cost; any other input that broadcasts so is copied out first.
     """
 
     module: str
