@@ -47,7 +47,7 @@ def markdown_tables(report: Report) -> str:
     cases = _unique(s.case for s in _of(report.parts) if _is_timed(s))
     if report.reference == BEST_PEER:
         said = (
-            f"{_title(report.parts[0])}, the least of {report.rounds} interleaved rounds; times and errors are those of "
+            f"{_title(report.parts[0])}, the least of {report.rounds} interleaved rounds; times and errors are of case "
             f"{', '.join(cases[-1:])}; a ratio is geom to the best peer (bold): above 1 geom is slower."
         )
         rows, summary, every = _against_the_best(report), "What is measured, and how", []
