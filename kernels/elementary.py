@@ -66,6 +66,8 @@ _CONSTANTS = {
     "cubic": _series(lambda k: _over_factorial((-1) ** k, 2 * k + 3), 6, 10),
     "inverse_left": _series(lambda k: abs(_bernoulli(2 * k + 2)) / math.factorial(2 * k + 2), 6, 10),
     "arc_slope": _series(lambda k: Fraction(-((-1) ** k) * (k + 1), 2 * k + 3), 12, 26),
+    "pi": f"REAL({math.pi!r})",
+    "locked": "REAL(sizeof(REAL) == 4 ? 9.094947017729282e-13 : 3.1554436208840472e-30)",  # (8 eps)^2
     "least": "REAL(sizeof(REAL) == 4 ? 1.0842021724855044e-19 : 1.4916681462400413e-154)",
     "open": "REAL(sizeof(REAL) == 4 ? 2e-6 : 4e-15)",
     "tiny": "REAL(sizeof(REAL) == 4 ? 4.76837158203125e-07 : 8.881784197001252e-16)",
@@ -243,6 +245,15 @@ auto double_over_square_ = [&](const REAL* q, REAL& low) -> REAL {
 };
 // of the direction of q, each entry rounded once: s (a b + c d) and 1 - s (a b + c d)
 auto to_matrix_ = [&](const REAL* q, REAL* m) {
+    if (sizeof(REAL) == 4) {  // float64 has digits enough
+        const double a = q[0], b = q[1], c = q[2], d = q[3], square = (a * a + b * b) + (c * c + d * d);
+        const double s = 2 / (square > 0 ? square : 1);
+        const double x = s * b, y = s * c, z = s * d;
+        m[0] = (REAL)(1 - (c * y + d * z)); m[1] = (REAL)(b * y - a * z); m[2] = (REAL)(b * z + a * y);
+        m[3] = (REAL)(b * y + a * z); m[4] = (REAL)(1 - (b * x + d * z)); m[5] = (REAL)(c * z - a * x);
+        m[6] = (REAL)(b * z - a * y); m[7] = (REAL)(c * z + a * x); m[8] = (REAL)(1 - (b * x + c * y));
+        return;
+    }
     REAL low;
     const REAL s = double_over_square_(q, low);
     auto scaled_ = [&](REAL a, REAL b, REAL c, REAL d, REAL& rest) -> REAL {
@@ -345,6 +356,32 @@ auto frame_ = [&](REAL* a, REAL* b, REAL* m) {
     }
     cross_(a, b, c);
     for (int k = 0; k < 3; ++k) { m[3 * k] = a[k]; m[3 * k + 1] = b[k]; m[3 * k + 2] = c[k]; }
+};
+// atan2, 0 where both are 0
+auto arc_ = [&](REAL y, REAL x) -> REAL {
+    const REAL a = absolute_(y), b = absolute_(x), less = a < b ? a : b, more = a < b ? b : a, side = a < b ? 1 : -1;
+    const bool middle = less > @tan_eighth * more;
+    const REAL over = middle ? less - more : less, under = middle ? less + more : more;
+    const REAL ratio = over / (under > 0 ? under : REAL(1)), z = ratio * ratio;
+    const REAL eighths = (a < b ? REAL(0) : more > 0 ? REAL(2) : REAL(0)) + side * (middle ? REAL(1) : REAL(0));
+    const REAL turns = x < 0 ? 4 - eighths : eighths, way = x < 0 ? -side : side;
+    const REAL angle = turns * @eighth0 + (way * fma_(ratio * z, @arc, ratio) + turns * @eighth1);
+    return y < 0 ? -angle : angle;
+};
+// see geom.lie.so3._to_euler
+auto euler_ = [&](const REAL* q, const REAL* axes, REAL* out) {
+    const REAL equal = axes[9], fixed = axes[10], other = 1 - equal, moving = 1 - fixed;
+    const REAL w = q[0], x = dot_(axes, q + 1), y = dot_(axes + 3, q + 1), z = dot_(axes + 6, q + 1);
+    const REAL a = w - other * y, b = x + other * z, c = y + other * w, d = z - other * x;
+    const REAL low = c * c + d * d, high = a * a + b * b, total = arc_(b, a), difference = arc_(d, c);
+    const bool bottom = low < @locked, top = high < @locked;
+    const REAL lock = bottom ? 2 * total : (2 - 4 * fixed) * difference;
+    const REAL first = bottom || top ? fixed * lock : total - difference;
+    const REAL last = axes[11] * (bottom || top ? moving * lock : total + difference);
+    auto wrap_ = [&](REAL x) -> REAL { return x - 2 * @pi * round_(x / (2 * @pi)); };
+    out[0] = wrap_(fixed * first + moving * last);
+    out[1] = 2 * arc_(root_(low), root_(high)) - other * @pi / 2;
+    out[2] = wrap_(fixed * last + moving * first);
 };
 // orthonormal and right-handed, rows of `out`, on a, then b; any axes where they leave them open
 auto basis_ = [&](const REAL* a, const REAL* b, REAL* out) {

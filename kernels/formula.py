@@ -17,6 +17,8 @@ from geom.kernels.pointwise import Shape
 
 __all__ = ["Formula"]
 
+_WIDE, _BLOCK = 8, 16  # numbers of an element that still load and store as vectors; elements of a block of wider ones
+
 
 @dataclass(frozen=True)
 class Formula:
@@ -88,18 +90,44 @@ class Formula:
         )
 
     def _loop(self, still: tuple[str, ...], begin: str, end: str) -> str:
-        read = []
+        """Through all elements; wide ones in blocks, turned on the way in and out so that each number is a vector."""
+        wide = {name for name, width in (*self.inputs.items(), *self.outputs.items()) if width > _WIDE}
+        plain = self._elements(still, set(), "j", begin, end)
+        if not wide:
+            return plain
+        turn_in, turn_out = [], []
         for name, width in self.inputs.items():
-            place = "" if name in still else f"{width} * j + "
-            read.append(
-                f"const REAL {name}[{width}] = {{{', '.join(f'{name}_at[{place}{k}]' for k in range(width))}}};"
-            )
-        make = [f"REAL {name}[{width}];" for name, width in self.outputs.items()]
-        write = [
-            f"{name}_at[{width} * j + {k}] = {name}[{k}];" for name, width in self.outputs.items() for k in range(width)
-        ]
-        inside = " ".join([*read, *make, self.body, *write])
-        return f"for (long long j = {begin}; j < {end}; ++j) {{ {inside} }}"
+            if name in wide and name not in still:
+                copies = " ".join(f"{name}_block[{k}][l] = {name}_at[{width} * (j + l) + {k}];" for k in range(width))
+                turn_in.append(
+                    f"REAL {name}_block[{width}][{_BLOCK}]; for (int l = 0; l < {_BLOCK}; ++l) {{ {copies} }}"
+                )
+        for name, width in self.outputs.items():
+            if name in wide:
+                turn_in.append(f"REAL {name}_block[{width}][{_BLOCK}];")
+                copies = " ".join(f"{name}_at[{width} * (j + l) + {k}] = {name}_block[{k}][l];" for k in range(width))
+                turn_out.append(f"for (int l = 0; l < {_BLOCK}; ++l) {{ {copies} }}")
+        block = self._elements(still, wide, "j + l", "0", str(_BLOCK))
+        return f"""long long j = {begin};
+            for (; j + {_BLOCK} <= {end}; j += {_BLOCK}) {{ {" ".join(turn_in)} {block} {" ".join(turn_out)} }}
+            {plain.replace(f"long long j = {begin}", "", 1)}"""
+
+    def _elements(self, still: tuple[str, ...], blocks: set[str], index: str, begin: str, end: str) -> str:
+        """The body for each element; what is in `blocks` is read and written there."""
+        read, write = [], []
+        for name, width in self.inputs.items():
+            place = "" if name in still else f"{width} * ({index}) + "
+            blocked = name in blocks and name not in still
+            values = [f"{name}_block[{k}][l]" if blocked else f"{name}_at[{place}{k}]" for k in range(width)]
+            read.append(f"const REAL {name}[{width}] = {{{', '.join(values)}}};")
+        for name, width in self.outputs.items():
+            read.append(f"REAL {name}[{width}];")
+            for k in range(width):
+                place = f"{name}_block[{k}][l]" if name in blocks else f"{name}_at[{width} * ({index}) + {k}]"
+                write.append(f"{place} = {name}[{k}];")
+        kind, n = ("int", "l") if blocks else ("long long", "j")
+        inside = " ".join([*read, self.body, *write])
+        return f"for ({kind} {n} = {begin}; {n} < {end}; ++{n}) {{ {inside} }}"
 
     def run(self, operands: Sequence[Tensor], own: Sequence[Shape], results: Sequence[Shape]) -> Any:
         """The results for operands of one dtype and device, in new tensors: one, or a tuple of them."""

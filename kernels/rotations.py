@@ -153,6 +153,12 @@ _formula(
     """,
 )
 _formula(
+    "to_euler",
+    "matrix 9, axes 12 -> angles 3",
+    "REAL q[4]; row_(matrix, q); unit_(q); euler_(q, axes, angles);",
+    "axes",
+)
+_formula(
     "polar",
     "given 9 -> matrix 9, gap 1, right 9, stiffness 3",
     "REAL g; polar_(given, matrix, g, right, stiffness); gap[0] = g;",

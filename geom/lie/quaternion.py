@@ -114,8 +114,8 @@ def slerp(
 
     Guarantees: differentiable (0, pi); deterministic; 3e-15 f64, 1e-6 f32
     """
-    step = torch.as_tensor(t, dtype=start.dtype, device=start.device)
-    return _slerp(start, end, step[..., None])
+    step = t[..., None].to(start) if isinstance(t, Tensor) else start.new_full((1,), t)
+    return _slerp(start, end, step)
 
 
 @fused("rotations.slerp", [(4,), (4,), (1,)], [(4,)])

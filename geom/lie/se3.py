@@ -140,9 +140,9 @@ def interpolate(
 
     Guarantees: differentiable (0, pi); deterministic; 4e-15 f64, 2e-6 f32 of the lengths involved
     """
-    step = torch.as_tensor(t, dtype=quat_a.dtype, device=quat_a.device)
     twist = log(*compose(*inverse(quat_a, translation_a), quat_b, translation_b))
-    return compose(quat_a, translation_a, *exp(step[..., None] * twist))
+    step = t[..., None].to(quat_a) if isinstance(t, Tensor) else t
+    return compose(quat_a, translation_a, *exp(step * twist))
 
 
 def mean(

@@ -150,31 +150,37 @@ def to_euler(matrix: Float[Tensor, "*b 3 3"], convention: str) -> Float[Tensor, 
 
     Guarantees: differentiable (0, pi); deterministic; 1e-15 f64, 6e-7 f32
     """
-    axes, extrinsic = _axes(convention)
-    i, j, k = axes if extrinsic else axes[::-1]
-    symmetric = i == k
-    k = 3 - i - j if symmetric else k
+    axes, fixed = _axes(convention)
+    i, j, k = axes if fixed else axes[::-1]
+    equal = i == k
+    k = 3 - i - j if equal else k
     sign = (i - j) * (j - k) * (k - i) / 2
+    rows = [[float(i == n) for n in range(3)], [float(j == n) for n in range(3)], [sign * (k == n) for n in range(3)]]
+    return _to_euler(matrix, matrix.new_tensor([*rows, [equal, fixed, 1 if equal else sign]]))
+
+
+@fused("rotations.to_euler", [(3, 3), (4, 3)], [(3,)])
+def _to_euler(matrix: Float[Tensor, "*b 3 3"], axes: Float[Tensor, "*c 4 3"]) -> Float[Tensor, "*d 3"]:
+    """axes: in rows the first, the second, and the third with its sign, or what is third where the outer ones are
+    equal; then whether they are, whether the axes stay fixed, and the sign of the last angle."""
     quat = quaternion.from_matrix(matrix)
-    w, x, y, z = quat[..., 0], quat[..., 1 + i], quat[..., 1 + j], sign * quat[..., 1 + k]
-    a, b, c, d = (w, x, y, z) if symmetric else (w - y, x + z, y + w, z - x)
-    middle = 2 * _atan2(_hypot(c, d), _hypot(a, b))
+    w, (x, y, z) = quat[..., 0], (axes[..., :3, :] @ quat[..., 1:, None])[..., 0].unbind(-1)
+    equal, fixed, sign = axes[..., 3, :].unbind(-1)
+    equal, fixed = equal > 0, fixed > 0
+    a, b = torch.where(equal, w, w - y), torch.where(equal, x, x + z)
+    c, d = torch.where(equal, y, y + w), torch.where(equal, z, z - x)
     total, difference = _atan2(b, a), _atan2(d, c)
-    tiny = 8 * torch.finfo(matrix.dtype).eps
-    bottom, top = (c.square() + d.square() < tiny**2), (a.square() + b.square() < tiny**2)
-    lock, zero = bottom | top, torch.zeros_like(total)
-    first, last = total - difference, total + difference
+    middle = 2 * _atan2(_hypot(c, d), _hypot(a, b))
+    middle = torch.where(equal, middle, middle - torch.pi / 2)
+    tiny = (8 * torch.finfo(matrix.dtype).eps) ** 2
+    bottom, top = c.square() + d.square() < tiny, a.square() + b.square() < tiny
     # at a lock only the sum or the difference is there: all of it is the first turn's, none the last's
-    if extrinsic:
-        first = torch.where(bottom, 2 * total, torch.where(top, -2 * difference, first))
-        last = torch.where(lock, zero, last)
-    else:
-        last = torch.where(bottom, 2 * total, torch.where(top, 2 * difference, last))
-        first = torch.where(lock, zero, first)
-    last = last if symmetric else sign * last
-    middle = middle if symmetric else middle - torch.pi / 2
-    if not extrinsic:
-        first, last = last, first
+    lock = torch.where(bottom, 2 * total, torch.where(fixed, -2 * difference, 2 * difference))
+    locked, zero = bottom | top, torch.zeros_like(total)
+    first = torch.where(locked, torch.where(fixed, lock, zero), total - difference)
+    last = torch.where(locked, torch.where(fixed, zero, lock), total + difference)
+    last = sign * last
+    first, last = torch.where(fixed, first, last), torch.where(fixed, last, first)
     return torch.stack([_wrap(first), middle, _wrap(last)], -1)
 
 
