@@ -150,7 +150,12 @@ def _align(
     from one row to the next, and from one element of a row to the next: 1, or 0 where it stands still.
     """
     shapes = [tuple(x.shape[: x.ndim - len(s)]) for x, s in zip(operands, own, strict=True)]
-    batch = shapes[0]
+    batch = max(shapes, key=len)
+    if all(shape in (batch, ()) for shape in shapes):  # what comes most often, without torch's help
+        still = tuple(name for name, shape in zip(names, shapes, strict=True) if shape != batch)
+        if not still or still in may:
+            walk = [n for shape in shapes for n in (0, int(shape == batch))]
+            return batch, prod(batch), [x.contiguous() for x in operands], walk
     if any(shape != batch for shape in shapes):
         try:
             batch = tuple(torch.broadcast_shapes(*shapes))

@@ -155,7 +155,8 @@ def to_euler(matrix: Float[Tensor, "*b 3 3"], convention: str) -> Float[Tensor, 
     equal = i == k
     k = 3 - i - j if equal else k
     sign = (i - j) * (j - k) * (k - i) / 2
-    rows = [[float(i == n) for n in range(3)], [float(j == n) for n in range(3)], [sign * (k == n) for n in range(3)]]
+    rows = [[0.0, 0.0, 0.0] for _ in range(3)]
+    rows[0][i], rows[1][j], rows[2][k] = 1.0, 1.0, sign
     return _to_euler(matrix, matrix.new_tensor([*rows, [equal, fixed, 1 if equal else sign]]))
 
 
