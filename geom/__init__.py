@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         points,
         registration,
         testing,
+        train,
         values,
         viz,
     )
@@ -37,6 +38,7 @@ __all__ = [
     "points",
     "registration",
     "testing",
+    "train",
     "values",
     "viz",
 ]
