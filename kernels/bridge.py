@@ -28,7 +28,7 @@ from geom.kernels.native import DTYPES, start
 __all__ = ["BACKENDS", "choose", "launch", "launch_range", "operator", "small_operations", "warmup"]
 
 BACKENDS = ("auto", "warp", "torch")
-MODULES = ("covariances", "neighbors", "registration", "rotations", "voxels")
+MODULES = ("codes", "covariances", "neighbors", "registration", "rotations", "sampling", "triangles", "voxels")
 
 _PATIENCE = 3.0  # seconds of loading after which a compilation is named
 _log = logging.getLogger("geom")

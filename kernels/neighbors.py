@@ -8,7 +8,19 @@ are at infinity, missing boxes start at infinity: neither is ever near.
 
 from geom.kernels.native import native_kernel
 
-__all__ = ["CHUNK", "WIDTH", "knn", "leaves", "median_order", "nodes", "radius_count", "radius_fill"]
+__all__ = [
+    "CHUNK",
+    "WIDTH",
+    "ball_query",
+    "knn",
+    "leaves",
+    "median_order",
+    "median_parts",
+    "middle",
+    "nodes",
+    "radius_count",
+    "radius_fill",
+]
 
 WIDTH = 8
 
@@ -18,18 +30,12 @@ _CLOUD_OF_GROUP = """
     while (base[cloud + 1] <= i) ++cloud;
 """
 
-median_order = native_kernel(
-    __name__,
-    "median_order",
-    "points: real[], offsets: int64[], work: real[], order: int64[]",
-    # Item i is a cloud. Ranges are halved at the median of their widest axis, at a multiple of the largest power of
-    # eight, times eight, that leaves eight parts or fewer, so that every eight leaves, or boxes, in a row are compact.
-    """
-    REAL* p = work.data + 3 * offsets.data[i];
-    wp::int64* id = order.data + offsets.data[i];
-    const long long total = offsets.data[i + 1] - offsets.data[i];
-    for (long long j = 0; j < total; ++j) {
-        id[j] = offsets.data[i] + j;
+_MEDIANS = """
+    REAL* p = work.data + 3 * edges.data[i];
+    wp::int64* id = order.data + edges.data[i];
+    const long long total = edges.data[i + 1] - edges.data[i];
+    for (long long j = 0; j < (fresh ? total : 0); ++j) {
+        id[j] = edges.data[i] + j;
         for (int axis = 0; axis < 3; ++axis) p[3 * j + axis] = points.data[3 * id[j] + axis];
     }
     long long begins[128], ends[128];
@@ -71,11 +77,38 @@ median_order = native_kernel(
             else if (middle >= l) left = l;
             else break;
         }
+        if (once) break;
         if (middle - begin > 8) { begins[top] = begin; ends[top++] = middle; }
         if (end - middle > 8) { begins[top] = middle; ends[top++] = end; }
     }
-    """,
+    """
+
+# Item i is a cloud. Ranges are halved at the median of their widest axis, at a multiple of the largest power of eight,
+# times eight, that leaves eight parts or fewer (`middle`), so that every eight leaves, or boxes, in a row are compact.
+median_order = native_kernel(
+    __name__,
+    "median_order",
+    "points: real[], edges: int64[], work: real[], order: int64[]",
+    "const int fresh = 1, once = 0;" + _MEDIANS,
 )
+
+# The same by parts: item i is a cloud (`fresh`) or what was left of one when it was halved `once`.
+median_parts = native_kernel(
+    __name__,
+    "median_parts",
+    "points: real[], edges: int64[], work: real[], order: int64[], fresh: int32, once: int32",
+    _MEDIANS,
+)
+
+
+def middle(begin: int, end: int) -> int:
+    """Where `median_order` halves a range of more than eight points."""
+    part = WIDTH
+    while WIDTH * part < end - begin:
+        part *= WIDTH
+    at = begin + ((end - begin) // 2 + part // 2) // part * part
+    return max(at - part if at >= end else at, begin + part)
+
 
 leaves = native_kernel(
     __name__,
@@ -224,20 +257,22 @@ CHUNK = 16
 knn = native_kernel(
     __name__,
     "knn",
-    f"query: real[], query_offsets: int64[], {TREE}, k: int32, limit: real, count: int32, "
+    f"query: real[], order: int64[], query_offsets: int64[], {TREE}, k: int32, limit: real, count: int32, "
     "index: int64[], square: real[]",
-    # Item i is a chunk of queries. Rows are kept sorted by (squared distance, index): ties go to the lower index,
-    # whatever the order of the walk. The k-th neighbour of a query is no farther than that of the query before it plus
-    # the way between the two: where queries follow each other closely, the walk starts with a near bound.
+    # Item i is a chunk of queries, in their `order` if there is one. Rows are kept sorted by (squared distance, index):
+    # ties go to the lower index, whatever the order of the walk. The k-th neighbour of a query is no farther than that
+    # of the query before it plus the way between the two: where queries follow each other closely, the walk starts with
+    # a near bound.
     """
     const int end = CHUNK * (i + 1) < count ? CHUNK * (i + 1) : count;
     REAL before[4] = {0, 0, 0, INFINITY};
     int cloud = 0;
     for (int p = CHUNK * i; p < end; ++p) {
     while (query_offsets.data[cloud + 1] <= p) { ++cloud; before[3] = INFINITY; }
-    const REAL qx = query.data[3 * p], qy = query.data[3 * p + 1], qz = query.data[3 * p + 2];
-    REAL* best = square.data + (long long)p * k;
-    wp::int64* best_id = index.data + (long long)p * k;
+    const long long row = order.data ? order.data[p] : p;
+    const REAL qx = query.data[3 * row], qy = query.data[3 * row + 1], qz = query.data[3 * row + 2];
+    REAL* best = square.data + row * k;
+    wp::int64* best_id = index.data + row * k;
     for (int j = 0; j < k; ++j) { best[j] = INFINITY; best_id[j] = -1; }
     REAL cap = limit;
     if (before[3] < INFINITY) {
@@ -266,6 +301,31 @@ knn = native_kernel(
     before[0] = qx; before[1] = qy; before[2] = qz; before[3] = wp::sqrt(best[k - 1]);
     }
     """,
+)
+
+ball_query = native_kernel(
+    __name__,
+    "ball_query",
+    f"query: real[], query_offsets: int64[], {TREE}, k: int32, square_radius: real, index: int64[], square: real[]",
+    # The k points of lowest index inside, each row sorted by index.
+    _QUERY
+    + """
+    wp::int64* const out = index.data + (long long)i * k;
+    REAL* const out_d = square.data + (long long)i * k;
+    for (int j = 0; j < k; ++j) { out[j] = -1; out_d[j] = INFINITY; }
+    int found = 0;
+"""
+    + walk(
+        "square_radius",
+        """
+            for (int j = 0; j < 8; ++j) {
+                if (!(d[j] < square_radius) || id[j] < 0 || (found == k && id[j] > out[k - 1])) continue;
+                int at = found < k ? found++ : k - 1;
+                while (at > 0 && out[at - 1] > id[j]) { out[at] = out[at - 1]; out_d[at] = out_d[at - 1]; --at; }
+                out[at] = id[j]; out_d[at] = d[j];
+            }
+        """,
+    ),
 )
 
 radius_count = native_kernel(

@@ -8,7 +8,7 @@ from torch import Tensor
 from geom.kernels import bridge
 from geom.kernels.native import DTYPES, native_kernel
 
-__all__ = ["CHUNK", "SPREAD", "morton_keys", "radix_order", "segment_mean"]
+__all__ = ["CHUNK", "SPREAD", "morton_keys", "segment_mean"]
 
 CHUNK = 64
 
@@ -48,37 +48,6 @@ morton_keys = native_kernel(
         }
     }
     """.replace("CHUNK", str(CHUNK)).replace("SPREAD", SPREAD),
-)
-
-
-radix_order = native_kernel(
-    __name__,
-    "radix_order",
-    "keys: int64[], offsets: int64[], bits: int32, spare: int64[], spare_order: int64[], "
-    "ordered: int64[], order: int64[]",
-    # Item i is a cloud: stable, at most 11 bits a pass, least first, from one pair of arrays to the other and back.
-    """
-    const long long begin = offsets.data[i], count = offsets.data[i + 1] - begin;
-    const int passes = bits > 0 ? (bits + 10) / 11 : 1, digit = (bits + passes - 1) / passes, mask = (1 << digit) - 1;
-    for (int pass = 0; pass < passes; ++pass) {
-        const bool out = (passes - pass) % 2 == 1;  // the last pass ends in `ordered` and `order`
-        const wp::int64* from = (pass == 0 ? keys.data : out ? spare.data : ordered.data) + begin;
-        const wp::int64* from_order = (out ? spare_order.data : order.data) + begin;
-        wp::int64* to = (out ? ordered.data : spare.data) + begin;
-        wp::int64* to_order = (out ? order.data : spare_order.data) + begin;
-        int place[2048];
-        for (int d = 0; d <= mask; ++d) place[d] = 0;
-        const int shift = digit * pass;
-        for (long long k = 0; k < count; ++k) ++place[(from[k] >> shift) & mask];
-        int sum = 0;
-        for (int d = 0; d <= mask; ++d) { const int here = place[d]; place[d] = sum; sum += here; }
-        for (long long k = 0; k < count; ++k) {
-            const int at = place[(from[k] >> shift) & mask]++;
-            to[at] = from[k];
-            to_order[at] = pass == 0 ? begin + k : from_order[k];
-        }
-    }
-    """,
 )
 
 

@@ -71,8 +71,8 @@ def as_points(x: "Points | Tensor", name: str = "points", *, offsets: Tensor | N
         raise ShapeError(f"{name}: expected Points, which bring their offsets, or offsets with a tensor, got both")
     check_points(x.positions, name)
     sizes = x.positions.shape[:1] if x.offsets is None else x.offsets.diff().tolist()
-    if min(sizes, default=0) < minimum:
-        raise ShapeError(f"{name}: expected at least {minimum} points, got {min(sizes, default=0)}")
+    if min(sizes, default=minimum) < minimum:
+        raise ShapeError(f"{name}: expected at least {minimum} points, got {min(sizes)}")
     return x
 
 

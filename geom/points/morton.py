@@ -1,9 +1,10 @@
 """Morton (Z) order: cells of a grid, the bits of their coordinates interleaved."""
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
-__all__ = ["cell_keys", "cell_order", "corners", "morton_order"]
+__all__ = ["cell_keys", "cell_order", "corners", "deinterleave", "interleave", "morton_order"]
 
 CELLS = 1 << 21  # an axis: three of them fit 63 bits
 _SPREAD = (
@@ -13,6 +14,23 @@ _SPREAD = (
     (4, 0x10C30C30C30C30C3),
     (2, 0x1249249249249249),
 )
+
+
+def interleave(cells: Int64[Tensor, "*b 3"]) -> Int64[Tensor, "*b"]:
+    """Bits of coordinates in [0, 2^21) interleaved, the first axis lowest of each three."""
+    x = cells
+    for shift, mask in _SPREAD:
+        x = (x | x << shift) & mask
+    return x[..., 0] | x[..., 1] << 1 | x[..., 2] << 2
+
+
+def deinterleave(codes: Int64[Tensor, "*b"]) -> Int64[Tensor, "*b 3"]:
+    """The coordinates that `interleave` made codes of."""
+    x = torch.stack([codes, codes >> 1, codes >> 2], -1) & _SPREAD[-1][1]
+    masks = [mask for _, mask in _SPREAD[-2::-1]] + [CELLS - 1]
+    for (shift, _), mask in zip(reversed(_SPREAD), masks, strict=True):
+        x = (x | x >> shift) & mask
+    return x
 
 
 def cell_keys(points: Tensor, offsets: Tensor, origin: Tensor, size: Tensor, *, backend: str = "auto") -> Tensor:
@@ -28,26 +46,36 @@ def cell_keys(points: Tensor, offsets: Tensor, origin: Tensor, size: Tensor, *, 
         bridge.launch(kernel, chunks, *args, device=points.device, grain=8192 // voxels.CHUNK)
         return keys
     cloud = torch.repeat_interleave(offsets.diff())
-    x = ((points - origin[cloud]) * inverse[cloud, None]).clamp(0, CELLS - 1).long()
-    for shift, mask in _SPREAD:
-        x = (x | x << shift) & mask
-    return x[:, 0] | x[:, 1] << 1 | x[:, 2] << 2
+    return interleave(((points - origin[cloud]) * inverse[cloud, None]).clamp(0, CELLS - 1).long())
 
 
 def cell_order(keys: Tensor, offsets: Tensor, *, bits: int = 63, backend: str = "warp") -> tuple[Tensor, Tensor]:
     """Keys of so many bits sorted within each cloud, clouds in their order, and the stable permutation that does it."""
-    if backend == "warp" and keys.device.type == "cpu":  # a quarter of torch's time, and clouds apart at no cost
-        from geom.kernels import bridge, voxels
-
-        out = [torch.empty_like(keys) for _ in range(4)]
-        kernel = voxels.radix_order[torch.float32]  # it sees integers alone: either dtype's will do
-        bridge.launch(kernel, len(offsets) - 1, keys, offsets, bits, *out, device=keys.device)
-        return out[2], out[3]
+    if backend == "warp" and keys.device.type == "cpu":  # a third of torch's time, and clouds apart at no cost
+        order, ordered = sort_codes(keys, offsets, bits, len(keys))
+        return ordered, order
     ordered, order = keys.sort(stable=True)
     if len(offsets) > 2:
         again = torch.searchsorted(offsets, order, right=True).argsort(stable=True)
         ordered, order = ordered[again], order[again]
     return ordered, order
+
+
+def sort_codes(
+    codes: Tensor, offsets: Tensor, bits: int, period: int, *, invert: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Stable permutation of each cloud by its codes' lowest `bits` bits, on the CPU, and the codes so ordered or, with
+    `invert`, its inverse. Clouds may follow in several orders: places count from the start of each `period` codes."""
+    from geom.kernels import bridge
+    from geom.kernels import codes as kernels
+
+    spare, order, second = torch.empty_like(codes), torch.empty_like(codes), torch.empty_like(codes)
+    clouds = len(offsets) - 1
+    args = (codes, offsets, bits, period, int(invert), spare, order, second)
+    kernel = kernels.sort_codes[torch.float32]  # it sees integers alone: either dtype's will do
+    grain = 1 + 16384 * clouds // max(1, len(codes))  # clouds are about that many points in all
+    bridge.launch(kernel, clouds, *args, device=codes.device, grain=grain)
+    return order, second
 
 
 def corners(points: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
