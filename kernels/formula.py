@@ -95,21 +95,21 @@ class Formula:
         plain = self._elements(still, set(), "j", begin, end)
         if not wide:
             return plain
-        turn_in, turn_out = [], []
-        for name, width in self.inputs.items():
-            if name in wide and name not in still:
-                copies = " ".join(f"{name}_block[{k}][l] = {name}_at[{width} * (j + l) + {k}];" for k in range(width))
-                turn_in.append(
-                    f"REAL {name}_block[{width}][{_BLOCK}]; for (int l = 0; l < {_BLOCK}; ++l) {{ {copies} }}"
-                )
-        for name, width in self.outputs.items():
-            if name in wide:
-                turn_in.append(f"REAL {name}_block[{width}][{_BLOCK}];")
-                copies = " ".join(f"{name}_at[{width} * (j + l) + {k}] = {name}_block[{k}][l];" for k in range(width))
-                turn_out.append(f"for (int l = 0; l < {_BLOCK}; ++l) {{ {copies} }}")
+        blocks = {
+            name: width
+            for name, width in (*self.inputs.items(), *self.outputs.items())
+            if name in wide and name not in still
+        }
+        make = [f"REAL {name}_block[{width}][{_BLOCK}];" for name, width in blocks.items()]
+        turn_in = [_turn(name, width, "in") for name, width in blocks.items() if name in self.inputs]
+        turn_out = [_turn(name, width, "out") for name, width in blocks.items() if name in self.outputs]
         block = self._elements(still, wide, "j + l", "0", str(_BLOCK))
         return f"""long long j = {begin};
-            for (; j + {_BLOCK} <= {end}; j += {_BLOCK}) {{ {" ".join(turn_in)} {block} {" ".join(turn_out)} }}
+            for (; j + {_BLOCK} <= {end}; j += {_BLOCK}) {{
+                {" ".join(make)} {" ".join(turn_in)}
+                {block}
+                {" ".join(turn_out)}
+            }}
             {plain.replace(f"long long j = {begin}", "", 1)}"""
 
     def _elements(self, still: tuple[str, ...], blocks: set[str], index: str, begin: str, end: str) -> str:
@@ -139,6 +139,42 @@ class Formula:
             sizes = [*walk, inner] if self._rows else []
             launch_range(self.kernels[first.dtype], count, *pointers, *sizes, device=first.device)
         return tuple(outs) if len(outs) > 1 else outs[0]
+
+
+def _turn(name: str, width: int, way: str) -> str:
+    """Between memory, element after element, and the block, number after number: four by four, the rest one by one."""
+
+    def four(k: int) -> str:
+        memory = [f"*(Four*)({name}_at + {width} * (j + l + {n}) + {k})" for n in range(4)]
+        block = [f"*(Four*)&{name}_block[{k + n}][l]" for n in range(4)]
+        source, target = (memory, block) if way == "in" else (block, memory)
+        rows = [x.replace("Four*", "const Four*") for x in source]
+        return f"""{{
+                    const Four a = {rows[0]}, b = {rows[1]}, c = {rows[2]}, d = {rows[3]};
+                    const Four p = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+                    const Four q = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+                    const Four r = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+                    const Four s = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+                    {target[0]} = __builtin_shufflevector(p, r, 0, 1, 4, 5);
+                    {target[1]} = __builtin_shufflevector(p, r, 2, 3, 6, 7);
+                    {target[2]} = __builtin_shufflevector(q, s, 0, 1, 4, 5);
+                    {target[3]} = __builtin_shufflevector(q, s, 2, 3, 6, 7);
+                }}"""
+
+    def single(start: int) -> str:
+        pairs = [(f"{name}_block[{k}][l + n]", f"{name}_at[{width} * (j + l + n) + {k}]") for k in range(start, width)]
+        return " ".join(f"{a} = {b};" if way == "in" else f"{b} = {a};" for a, b in pairs)
+
+    return f"""
+            for (int l = 0; l < {_BLOCK}; l += 4) {{
+                #ifdef __CUDA_ARCH__
+                for (int n = 0; n < 4; ++n) {{ {single(0)} }}
+                #else
+                typedef REAL Four __attribute__((ext_vector_type(4), aligned(sizeof(REAL))));
+                {" ".join(four(k) for k in range(0, width - 3, 4))}
+                for (int n = 0; n < 4; ++n) {{ {single(width // 4 * 4)} }}
+                #endif
+            }}"""
 
 
 def _align(
