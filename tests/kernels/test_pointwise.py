@@ -197,6 +197,16 @@ def test_threads_give_the_same_bits(count: int, threads: Callable[[int], None]) 
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 15, 16, 17, 33, 100])
+def test_an_element_has_the_same_bits_in_any_batch(count: int, dtype: torch.dtype) -> None:
+    """Alone, in a vector, in a block of wide elements, and among what is left over."""
+    v = draw(count, 3).to(dtype)
+    matrix = so3.exp(v)
+    for f, x in ((so3.exp, v), (so3.log, matrix), (quaternion.from_matrix, matrix), (decompose, matrix)):
+        for k, together in enumerate(zip(*many(f(x)), strict=True)):
+            assert all(torch.equal(a, b) for a, b in zip(together, many(f(x[k])), strict=True))
+
+
 def test_inputs_stay_as_they_are() -> None:
     q = torch.nn.functional.normalize(draw(5, 4), dim=-1)
     before = q.clone()
