@@ -4,8 +4,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.linalg import splu
 
 __all__ = ["SymmetricFactor"]
 
@@ -21,6 +19,9 @@ class SymmetricFactor:
     """
 
     def __init__(self, matrix: Any, places: Array) -> None:
+        from scipy import sparse  # 0.2 s that `import geom.meshes` need not spend
+        from scipy.sparse.linalg import splu
+
         rows = sparse.csr_array(matrix)
         self._order = _dissect(rows, places)
         self._factor = splu(

@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from geom.checks import check_indices, check_points, check_positive, describe
@@ -49,6 +47,9 @@ class HeatGeodesics:
     """
 
     def __init__(self, mesh: Mesh, *, time: float = 1.0, refine: bool = True) -> None:
+        from scipy import sparse  # as in `SymmetricFactor`
+        from scipy.sparse.csgraph import connected_components
+
         vertices = check_points(mesh.vertices, "mesh.vertices", minimum=1).detach().cpu().double()
         self._rounds = 2 if refine else 1
         scale = check_positive(time, "time")
@@ -155,12 +156,16 @@ def _border(faces: Tensor, count: int) -> Array:
 
 
 def _stiffness(vertices: Tensor, faces: Tensor) -> Any:
+    from scipy import sparse
+
     matrix = cotangent_laplacian(vertices, faces)
     return sparse.csc_array((matrix.values().numpy(), matrix.indices().numpy()), tuple(matrix.shape))
 
 
 def _operators(vertices: Array, faces: Array) -> tuple[Any, Any]:
     """The gradient of a function on the vertices in each face (3 F, V), and the integrated divergence (V, 3 F)."""
+    from scipy import sparse
+
     count = len(faces)
     corners = vertices[faces]
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])

@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from geom.checks import check_choice, check_positive
@@ -92,6 +91,8 @@ def _costs(x: Tensor, y: Tensor, squared: bool) -> Tensor:
 
 def _assignment(cost: Tensor) -> Tensor:
     """The best plan (n, m), by an assignment of lcm(n, m) pairs: plans with even marginals are mixtures of those."""
+    from scipy.optimize import linear_sum_assignment  # 0.2 s that `import geom.points` need not spend
+
     n, m = cost.shape
     pairs = math.lcm(n, m)
     if pairs > _LARGEST:
