@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = ["errors", "checks", "files", "values"]
+GROUND = ["errors", "checks", "files", "roots", "values"]
 SUBJECTS = ["registration", "rods", "mpm", "skinning", "sequence", "clifford", "groupconv", "equivariant", "protein"]
 ROOMS = [
     *GROUND,

@@ -63,10 +63,3 @@ def inverse_left(u: Tensor) -> Tensor:
     for c in _COT[-2::-1]:
         series = series * low + c
     return torch.where(small, series, (1 - half * half.cos() / half.sin()) / (4 * half.square()))
-
-
-def safe_norm(vector: Tensor) -> Tensor:
-    """Length (...) of vectors (..., n), with gradient 0 at 0."""
-    square = vector.square().sum(-1)
-    zero = square == 0
-    return torch.where(zero, square, torch.where(zero, torch.ones_like(square), square).sqrt())

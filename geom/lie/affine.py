@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import describe, readable
+from geom.checks import check_weights, describe, readable
 from geom.errors import ShapeError
 from geom.lie import linear
 from geom.lie._homogeneous import homogeneous
@@ -136,8 +136,7 @@ class Affine(Value):
         given = self.matrix.new_ones(batch) if weights is None else weights
         if given.shape != batch:
             raise ShapeError(f"weights: expected a tensor {tuple(batch)}, got {describe(given)}")
-        if readable(given) and not bool(((given >= 0).all(-1) & (given.sum(-1) > 0)).all()):
-            raise ShapeError("weights: expected numbers of at least 0 and not all 0, got others")
+        check_weights(given)
         share = (given / given.sum(-1, keepdim=True))[..., None]
         best = share.detach().argmax(-2, keepdim=True)
         middle = torch.take_along_dim(self.matrix, best[..., None], -3)

@@ -9,6 +9,7 @@ from torch import Tensor
 from geom.checks import check_same, describe, readable
 from geom.errors import ShapeError
 from geom.lie._polar import OPEN, nearest_rotation
+from geom.roots import safe_sqrt
 
 __all__ = ["Procrustes", "kabsch", "umeyama"]
 
@@ -101,8 +102,7 @@ def _align(source: Tensor, target: Tensor, weights: Tensor | None, *, similar: b
         scale = torch.where(spread, (y_size / x_size)[..., 0, 0] * ratio, scale)
     error = scale[..., None, None] * x_size * turned - y_size * y
     square = (share * error.square()).sum((-2, -1))
-    fits = square <= 0
-    rmse = torch.where(fits, torch.zeros_like(square), torch.where(fits, torch.ones_like(square), square).sqrt())
+    rmse = safe_sqrt(square)
     moved = scale[..., None] * (rotation @ x_mean.mT)[..., 0]
     return Procrustes(rotation, y_mean[..., 0, :] - moved, scale, rmse, gap, gap < OPEN[gap.dtype])
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from geom.kernels.pointwise import fused
 from geom.lie import _series
+from geom.roots import safe_norm
 
 __all__ = [
     "exp",
@@ -167,7 +168,7 @@ def geodesic_distance(a: Float[Tensor, "*b 4"], b: Float[Tensor, "*c 4"]) -> Flo
 
     Guarantees: differentiable (0, pi); deterministic; 1e-15 f64, 6e-7 f32
     """
-    return _series.safe_norm(log(multiply(conjugate(a), b)))
+    return safe_norm(log(multiply(conjugate(a), b)))
 
 
 def random(

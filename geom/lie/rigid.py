@@ -7,7 +7,7 @@ from torch import Tensor
 from geom.checks import check_shape
 from geom.lie import quaternion, se3
 from geom.lie._homogeneous import homogeneous
-from geom.lie._series import safe_norm
+from geom.roots import safe_norm
 from geom.values import Value, value
 
 __all__ = ["Rigid"]

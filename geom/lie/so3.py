@@ -9,6 +9,7 @@ from geom.errors import ShapeError
 from geom.kernels.pointwise import fused
 from geom.lie import _series, quaternion
 from geom.lie._polar import nearest_rotation
+from geom.roots import safe_sqrt
 
 __all__ = [
     "exp",
@@ -171,10 +172,11 @@ def _to_euler(matrix: Float[Tensor, "*b 3 3"], axes: Float[Tensor, "*c 4 3"]) ->
     a, b = torch.where(equal, w, w - y), torch.where(equal, x, x + z)
     c, d = torch.where(equal, y, y + w), torch.where(equal, z, z - x)
     total, difference = _atan2(b, a), _atan2(d, c)
-    middle = 2 * _atan2(_hypot(c, d), _hypot(a, b))
+    low, high = c.square() + d.square(), a.square() + b.square()
+    middle = 2 * _atan2(safe_sqrt(low), safe_sqrt(high))
     middle = torch.where(equal, middle, middle - torch.pi / 2)
     tiny = (8 * torch.finfo(matrix.dtype).eps) ** 2
-    bottom, top = c.square() + d.square() < tiny, a.square() + b.square() < tiny
+    bottom, top = low < tiny, high < tiny
     # at a lock only the sum or the difference is there: all of it is the first turn's, none the last's
     lock = torch.where(bottom, 2 * total, torch.where(fixed, -2 * difference, 2 * difference))
     locked, zero = bottom | top, torch.zeros_like(total)
@@ -289,12 +291,6 @@ def _axes(convention: str) -> tuple[list[int], bool]:
     if convention[1] in (convention[0], convention[2]):
         raise ShapeError(f"convention: expected a middle axis unlike its neighbours, got {convention!r}")
     return [letters.index(c) for c in convention], extrinsic
-
-
-def _hypot(a: Tensor, b: Tensor) -> Tensor:
-    square = a.square() + b.square()
-    zero = square == 0
-    return torch.where(zero, square, torch.where(zero, torch.ones_like(square), square).sqrt())
 
 
 def _atan2(y: Tensor, x: Tensor) -> Tensor:

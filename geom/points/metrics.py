@@ -10,6 +10,7 @@ from geom.checks import check_same
 from geom.errors import ShapeError
 from geom.points.cloud import Points, as_points
 from geom.points.neighbors import knn
+from geom.roots import safe_sqrt
 
 __all__ = ["chamfer", "hausdorff"]
 
@@ -69,8 +70,7 @@ def hausdorff(
     a, b = cloud_pair(x, y, x_offsets, y_offsets)
     there, back = _squares(a, b, backend), _squares(b, a, backend)
     worst = torch.stack([per_cloud(a, there, torch.amax), per_cloud(b, back, torch.amax)]).amax(0)
-    zero = worst == 0
-    return torch.where(zero, torch.zeros_like(worst), torch.where(zero, torch.ones_like(worst), worst).sqrt())
+    return safe_sqrt(worst)
 
 
 def cloud_pair(

@@ -15,6 +15,7 @@ from geom.checks import check_positive, check_same
 from geom.errors import ShapeError
 from geom.points.cloud import Points, as_points, bounds
 from geom.points.morton import morton_order
+from geom.roots import safe_norm
 from geom.values import Value, value
 
 __all__ = ["Neighborhoods", "Neighbors", "NeighborTree", "ball_query", "knn", "radius_search"]
@@ -300,10 +301,8 @@ def _tracked(query: Tensor, points: Tensor) -> bool:
 def _distances(query: Tensor, points: Tensor, index: Tensor) -> Tensor:
     """Distances through the coordinates, for derivatives: 0 at coincident points (double where), inf at index -1."""
     near = torch.cat([points, points.new_zeros((1, 3))])[index]  # -1 takes the last row, also where there is no other
-    gap = (query[:, None] - near).square().sum(-1)
-    zero = gap == 0
-    root = torch.where(zero, torch.ones_like(gap), gap).sqrt()
-    return torch.where(index < 0, torch.full_like(gap, float("inf")), torch.where(zero, torch.zeros_like(gap), root))
+    gap = safe_norm(query[:, None] - near)
+    return torch.where(index < 0, torch.full_like(gap, float("inf")), gap)
 
 
 @torch.library.custom_op(

@@ -10,6 +10,7 @@ from geom.checks import check_choice, check_positive
 from geom.errors import ShapeError
 from geom.points.cloud import Points
 from geom.points.metrics import cloud_pair
+from geom.roots import safe_sqrt
 
 __all__ = ["Transport", "earth_movers"]
 
@@ -83,10 +84,7 @@ def earth_movers(
 
 def _costs(x: Tensor, y: Tensor, squared: bool) -> Tensor:
     gap = (x[:, None] - y).square().sum(-1)
-    if squared:
-        return gap
-    zero = gap == 0
-    return torch.where(zero, torch.zeros_like(gap), torch.where(zero, torch.ones_like(gap), gap).sqrt())
+    return gap if squared else safe_sqrt(gap)
 
 
 def _assignment(cost: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from geom.checks import check_same, describe
 from geom.errors import ShapeError
 from geom.lie import so3
 from geom.points import NeighborTree, Points
+from geom.roots import safe_sqrt
 
 __all__ = ["ICPSolution", "SimilarityTransform", "corresponding_points_alignment", "iterative_closest_point"]
 
@@ -128,7 +129,7 @@ def iterative_closest_point(
         found = _align(x, partner, w, estimate_scale, allow_reflection, 1e-9)
         moved = _move(x, found)
         history.append(found)
-        last, rmse = rmse, _root(_mean((moved - partner).square().sum(-1, keepdim=True), w, 1e-9)[:, 0, 0])
+        last, rmse = rmse, safe_sqrt(_mean((moved - partner).square().sum(-1, keepdim=True), w, 1e-9)[:, 0, 0])
         fall = torch.ones_like(rmse) if last is None else (last - rmse) / torch.where(last == 0, 1.0, last)
         if verbose:
             _log.info("step %d: rmse %.3g, relative fall %.3g, on average", step, rmse.mean(), fall.mean())
@@ -163,12 +164,6 @@ def _move(x: Tensor, by: SimilarityTransform) -> Tensor:
 
 def _mean(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return (w[..., None] * x).sum(1, keepdim=True) / w.sum(1).clamp(min=eps)[:, None, None]
-
-
-def _root(x: Tensor) -> Tensor:
-    """Square root with gradient 0 at 0."""
-    zero = x == 0
-    return torch.where(zero, x, torch.where(zero, torch.ones_like(x), x).sqrt())
 
 
 def _padded(clouds: object, name: str) -> tuple[Tensor, list[int]]:
