@@ -15,6 +15,7 @@ __all__ = [
     "check_offsets",
     "check_points",
     "check_positive",
+    "check_rigid",
     "check_same",
     "check_shape",
     "check_weights",
@@ -22,7 +23,7 @@ __all__ = [
     "readable",
 ]
 
-_FLOATS = (torch.float32, torch.float64)
+FLOATS = (torch.float32, torch.float64)
 
 
 def describe(x: object) -> str:
@@ -44,7 +45,7 @@ def check_points(x: object, name: str = "points", *, minimum: int = 0, finite: b
 
     Raises: ShapeError, saying what came.
     """
-    if not isinstance(x, Tensor) or x.dtype not in _FLOATS or x.ndim != 2 or x.shape[1] != 3:
+    if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.ndim != 2 or x.shape[1] != 3:
         raise ShapeError(f"{name}: expected a float32 or float64 tensor (N, 3), got {describe(x)}")
     if x.shape[0] < minimum:
         raise ShapeError(f"{name}: expected at least {minimum} points, got {x.shape[0]}")
@@ -80,6 +81,25 @@ def check_positive(x: float, name: str) -> float:
     if not 0 < value < float("inf"):
         raise ShapeError(f"{name}: expected a finite number above 0, got {describe(x)}")
     return value
+
+
+def check_rigid(matrix: object, name: str) -> Tensor:
+    """Return `matrix` if it is one (..., 4, 4) of rigid motions, column vectors: a rotation to 1e-3, and (0, 0, 0, 1).
+
+    Rotations typed with four digits pass, and those that have drifted; what is farther off holds a scale or a shear.
+
+    Raises: ShapeError, also for NaN in the rotation.
+    """
+    motion = check_shape(matrix, (4, 4), name)
+    if readable(motion):
+        known = motion.detach()
+        if not bool(((known[..., 3, :] - known.new_tensor([0, 0, 0, 1])).abs() <= 1e-6).all()):
+            raise ShapeError(f"{name}: expected a rigid motion, got a projective matrix: a last row not (0, 0, 0, 1)")
+        R = known[..., :3, :3]
+        off = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs()
+        if not bool((off <= 1e-3).all()) or not bool((torch.linalg.det(R) > 0).all()):
+            raise ShapeError(f"{name}: expected a rigid motion, got a matrix that scales, shears or mirrors, or NaN")
+    return motion
 
 
 def check_choice(x: object, choices: Iterable[object], name: str) -> None:

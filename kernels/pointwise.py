@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
-from geom.checks import check_shape
+from geom.checks import FLOATS, check_shape
 from geom.errors import ShapeError
 
 __all__ = ["fused"]
@@ -25,7 +25,7 @@ __all__ = ["fused"]
 F = TypeVar("F", bound=Callable[..., Any])
 Shape = tuple[int, ...]
 _PLAIN = (Tensor, torch.nn.Parameter)
-_FULL, _HALF = {torch.float32, torch.float64}, {torch.float16, torch.bfloat16}
+_HALF = {torch.float16, torch.bfloat16}
 
 
 def fused(name: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> Callable[[F], F]:
@@ -102,7 +102,7 @@ def _plain(operands: Sequence[Tensor]) -> bool:
         if is_functorch_wrapped_tensor(x) or not torch._C._has_storage(x):
             return False
     return (
-        first.dtype in _FULL
+        first.dtype in FLOATS
         and first.device.type in ("cpu", "cuda")
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()

@@ -76,6 +76,21 @@ def test_positive() -> None:
             checks.check_positive(bad, "voxel")  # type: ignore[arg-type]
 
 
+def test_rigid(dtype: torch.dtype) -> None:
+    good = torch.eye(4, dtype=dtype).repeat(5, 1, 1)
+    good[:, 0, 1], good[:, 1, 3] = 4e-4, 1e6
+    assert checks.check_rigid(good, "pose") is good
+    wrong = {(0, 0, 1.001): "scales", (0, 1, 2e-3): "scales", (2, 2, -1.0): "mirrors", (1, 1, math.nan): "NaN"}
+    for (row, column, number), words in {**wrong, (3, 0, 1e-5): "projective", (3, 3, math.nan): "last row"}.items():
+        bad = good.clone()
+        bad[3, row, column] = number
+        with pytest.raises(ShapeError, match=f"pose: expected a rigid motion, got .*{words}"):
+            checks.check_rigid(bad, "pose")
+    with pytest.raises(ShapeError, match=r"pose: expected a tensor \(..., 4, 4\)"):
+        checks.check_rigid(good[:, :3], "pose")
+    assert torch.func.vmap(lambda x: checks.check_rigid(x, "pose"))(good).shape == good.shape
+
+
 def test_choice() -> None:
     checks.check_choice("torch", ["auto", "torch"], "backend")
     with pytest.raises(ShapeError, match="backend: expected one of 'auto', 'torch', got str 'cuda'"):

@@ -1,17 +1,15 @@
 """Poses from JSON files."""
 
 import json
-import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from geom.errors import FileFormatError
+from geom.checks import check_rigid
+from geom.errors import FileFormatError, ShapeError
 
 __all__ = ["read_pose"]
-
-_ORTHONORMAL = 1e-3  # how far a rotation typed with four digits may be from one
 
 
 def read_pose(path: Path) -> Tensor:
@@ -32,11 +30,7 @@ def read_pose(path: Path) -> Tensor:
         raise FileFormatError(path, "expected a pose of four rows of four numbers")
     if not all(type(x) in (int, float) and abs(x) < 1e300 for row in found for x in row):  # NaN fails too
         raise FileFormatError(path, "expected a pose of finite numbers")
-    T = torch.tensor(found, dtype=torch.float64)
-    if not torch.allclose(T[3], T.new_tensor([0.0, 0.0, 0.0, 1.0]), rtol=0, atol=1e-9):
-        raise FileFormatError(path, f"expected the last row 0 0 0 1, got {' '.join(f'{x:g}' for x in T[3].tolist())}")
-    R = T[:3, :3]
-    off = float((R.T @ R - torch.eye(3, dtype=torch.float64)).abs().max())
-    if not off <= _ORTHONORMAL or not math.isclose(float(torch.linalg.det(R)), 1.0, abs_tol=3 * _ORTHONORMAL):
-        raise FileFormatError(path, f"expected a rotation, orthonormal to {_ORTHONORMAL}, got one off by {off:.2g}")
-    return T
+    try:
+        return check_rigid(torch.tensor(found, dtype=torch.float64), "pose")
+    except ShapeError as error:
+        raise FileFormatError(path, str(error)) from error

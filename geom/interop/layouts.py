@@ -1,10 +1,9 @@
 """Orders and transposes that other libraries use: quaternions with the real part last, matrices for row vectors."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import check_shape, describe
+from geom.checks import check_rigid, check_shape, describe
 from geom.errors import ShapeError
 from geom.lie import Rigid
 
@@ -16,8 +15,6 @@ __all__ = [
     "rigid_to_row_vectors",
 ]
 
-_ORTHONORMAL = 1e-3  # how far from a rotation a matrix may have drifted; what is farther holds a scale or a shear
-
 
 def quat_wxyz_to_xyzw(quat_wxyz: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
     """(w, x, y, z), as here, pytorch3d and e3nn, to (x, y, z, w), as scipy, roma, pypose, ROS and Warp.
@@ -26,6 +23,7 @@ def quat_wxyz_to_xyzw(quat_wxyz: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]
     Returns: the same numbers (..., 4), real part last.
     Raises: ShapeError for another shape.
 
+    >>> import torch
     >>> quat_wxyz_to_xyzw(torch.tensor([1., 2, 3, 4])).tolist()
     [2.0, 3.0, 4.0, 1.0]
 
@@ -75,16 +73,5 @@ def rigid_from_row_vectors(matrix: Float[Tensor, "*b 4 4"]) -> Rigid:
 
 
 def checked_rigid(matrix: Tensor, name: str) -> Rigid:
-    """Rigid.from_matrix (column vectors) where nothing would be lost: the rest of the matrix is that of a motion.
-
-    Raises: ShapeError for a rotation off by more than 1e-3, a mirror, or another last row than (0, 0, 0, 1).
-    """
-    known = check_shape(matrix, (4, 4), name).detach()
-    last = torch.tensor([0, 0, 0, 1], dtype=known.dtype, device=known.device)
-    if not bool(((known[..., 3, :] - last).abs() <= 1e-6).all()):
-        raise ShapeError(f"{name}: expected a rigid motion, got a projective matrix")
-    R = known[..., :3, :3]
-    off = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs()
-    if not bool((off <= _ORTHONORMAL).all()) or not bool((torch.linalg.det(R) > 0).all()):
-        raise ShapeError(f"{name}: expected a rigid motion, got a matrix that scales, shears or mirrors, or NaN")
-    return Rigid.from_matrix(matrix)
+    """Rigid.from_matrix (column vectors) where nothing would be lost. Raises: ShapeError, see `check_rigid`."""
+    return Rigid.from_matrix(check_rigid(matrix, name))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import check_choice, describe, readable
+from geom.checks import FLOATS, check_choice, describe, readable
 from geom.errors import ShapeError
 from geom.lie import _spectral, quaternion
 
@@ -41,7 +41,6 @@ _DIAGONALS = {  # orthonormal, as rows
     ("sl", 2): [[math.sqrt(1 / 2), -math.sqrt(1 / 2)]],
     ("sl", 3): [[math.sqrt(1 / 2), -math.sqrt(1 / 2), 0.0], [math.sqrt(1 / 6), math.sqrt(1 / 6), -math.sqrt(2 / 3)]],
 }
-_FLOATS = (torch.float32, torch.float64)
 _PAIRS = {2: [(0, 1)], 3: [(1, 2), (2, 0), (0, 1)]}  # of axes; the rotations by them are about x, y, z for n = 3
 
 
@@ -312,7 +311,7 @@ def _size(coordinates: object, group: str) -> int:
     """n of coordinates (..., d)."""
     check_choice(group, ("gl", "sl"), "group")
     dims = [(d,) for g, d in _SIZE if g == group]
-    if not isinstance(coordinates, Tensor) or coordinates.dtype not in _FLOATS or coordinates.shape[-1:] not in dims:
+    if not isinstance(coordinates, Tensor) or coordinates.dtype not in FLOATS or coordinates.shape[-1:] not in dims:
         want = " or ".join(f"(..., {d})" for (d,) in dims)
         raise ShapeError(f"coordinates: expected a float32 or float64 tensor {want}, got {describe(coordinates)}")
     return _SIZE[group, coordinates.shape[-1]]
@@ -320,7 +319,7 @@ def _size(coordinates: object, group: str) -> int:
 
 def _check_square(matrix: Tensor) -> int:
     """n of matrices (..., n, n)."""
-    if not isinstance(matrix, Tensor) or matrix.dtype not in _FLOATS or matrix.shape[-2:] not in ((2, 2), (3, 3)):
+    if not isinstance(matrix, Tensor) or matrix.dtype not in FLOATS or matrix.shape[-2:] not in ((2, 2), (3, 3)):
         raise ShapeError(f"expected a float32 or float64 tensor (..., 2, 2) or (..., 3, 3), got {describe(matrix)}")
     return matrix.shape[-1]
 

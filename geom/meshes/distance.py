@@ -15,7 +15,7 @@ from geom.checks import check_points, check_same
 from geom.errors import ShapeError
 from geom.meshes.geometry import area_vectors, length, unit
 from geom.meshes.mesh import Mesh
-from geom.points.neighbors import NeighborTree
+from geom.points.tree import NeighborTree
 from geom.values import Value, value
 
 __all__ = ["ClosestPoints", "SurfaceTree", "closest_points", "signed_distance", "winding_number"]

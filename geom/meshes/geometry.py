@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geom.checks import check_choice, check_indices, check_positive, describe, readable
+from geom.checks import FLOATS, check_choice, check_indices, check_positive, describe, readable
 from geom.errors import ShapeError
 
 __all__ = [
@@ -196,8 +196,7 @@ def check_faces(faces: Tensor) -> None:
 
 def check_surface(vertices: Tensor, faces: Tensor) -> None:
     """Raise ShapeError unless `vertices` is (..., V, 3) float32 or float64 and `faces` (F, 3) int64 names some."""
-    floats = (torch.float32, torch.float64)
-    if not isinstance(vertices, Tensor) or vertices.dtype not in floats or vertices.shape[-1:] != (3,):
+    if not isinstance(vertices, Tensor) or vertices.dtype not in FLOATS or vertices.shape[-1:] != (3,):
         raise ShapeError(f"vertices: expected a float32 or float64 tensor (..., V, 3), got {describe(vertices)}")
     if vertices.ndim < 2:
         raise ShapeError(f"vertices: expected a tensor (..., V, 3), got {describe(vertices)}")

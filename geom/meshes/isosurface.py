@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import check_positive, describe
+from geom.checks import FLOATS, check_positive, describe
 from geom.errors import ShapeError
 from geom.meshes.mesh import Mesh
 
@@ -45,8 +45,7 @@ def marching_cubes(
 
     Guarantees: differentiable (in the field and the origin); deterministic; 4e-16 f64, 2e-7 f32 of the extent
     """
-    floats = (torch.float32, torch.float64)
-    if not isinstance(field, Tensor) or field.ndim != 3 or field.dtype not in floats or min(field.shape) < 2:
+    if not isinstance(field, Tensor) or field.ndim != 3 or field.dtype not in FLOATS or min(field.shape) < 2:
         raise ShapeError(f"field: expected a float32 or float64 tensor (X, Y, Z) of at least 2, got {describe(field)}")
     if not bool(torch.isfinite(field).all()):
         raise ShapeError("field: expected finite numbers, got NaN or inf")

@@ -6,7 +6,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from geom.checks import check_choice, check_positive, check_same, describe
+from geom.checks import check_choice, check_positive, check_rigid, check_same, describe
 from geom.errors import GeomError, ShapeError
 from geom.kernels.bridge import small_operations
 from geom.lie import Rigid, quaternion
@@ -139,11 +139,7 @@ def _guess(init: Any) -> Rigid:
         raise ShapeError(f"init: expected a Rigid or a (4, 4) matrix, got {describe(init)}") from error
     if matrix.shape != (4, 4) or not bool(torch.isfinite(matrix).all()):
         raise ShapeError(f"init: expected a finite (4, 4) matrix, got {describe(matrix)}")
-    off = (matrix[:3, :3].T @ matrix[:3, :3] - torch.eye(3, dtype=torch.float64)).abs().max()
-    bottom = (matrix[3] - torch.tensor([0.0, 0, 0, 1], dtype=torch.float64)).abs().max()
-    if float(off) > 1e-3 or float(bottom) > 1e-6 or float(torch.linalg.det(matrix[:3, :3])) < 0:
-        raise ShapeError("init: expected a rigid motion: a rotation to 1e-3, and (0, 0, 0, 1) in the last row")
-    return Rigid.from_matrix(matrix)
+    return Rigid.from_matrix(check_rigid(matrix, "init"))
 
 
 def _register(

@@ -149,6 +149,12 @@ def test_gradients_of_an_alignment() -> None:
     assert torch.autograd.gradgradcheck(lambda y: corresponding_points_alignment(x, y).R, (exact,))
 
 
+def test_half_is_taken_and_kept() -> None:
+    x = draw(2, 10, 3)
+    found = corresponding_points_alignment(x.half(), move(x, motion(2)).half())
+    assert found.R.dtype == torch.float16 and (found.R.double() - motion(2).R).abs().max() < 0.01
+
+
 def test_eps_bounds_the_scale() -> None:
     x = 1e-6 * draw(1, 10, 3)
     y = 1e6 * x
@@ -170,8 +176,9 @@ def test_few_points_are_warned_of() -> None:
     [
         (torch.zeros(2, 5, 3), None, "X, Y: expected clouds of equal sizes"),
         (torch.zeros(2, 6, 3, dtype=torch.float64), None, "X and Y: expected one dtype"),
-        (torch.zeros(2, 6, 2), None, r"Y: expected a float tensor \(N, P, 3\)"),
-        (torch.zeros(6, 3), None, "Y: expected a float tensor"),
+        (torch.zeros(2, 6, 2), None, "Y: expected points in three dimensions"),
+        (torch.zeros(6, 3), None, r"Y: expected a float tensor \(N, P, D\)"),
+        (torch.zeros(2, 6, 3, dtype=torch.int64), None, "Y: expected a float tensor"),
         ([[1.0]], None, "Y: expected .* got a list"),
         (Pointclouds([torch.zeros(6, 3), torch.zeros(4, 3)]), None, r"got .*\[6, 6\], \[6, 4\]"),
         (torch.zeros(2, 6, 3), torch.zeros(2, 5), r"weights: expected a tensor \(2, 6\)"),

@@ -29,18 +29,33 @@ def test_there_are_examples() -> None:
     assert EXAMPLES
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def run(path: Path, folder: Path) -> Path:
+    """The picture that an example leaves in the folder, and nothing beside it."""
     spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    folder = tmp_path / "new"
-    number = example.main(quick=True, out=folder)
-    assert np.isfinite(number)
+    assert np.isfinite(example.main(quick=True, out=folder))
     assert [file.name for file in folder.iterdir()] == [f"{path.stem}.png"]
-    assert f"wrote {folder / path.stem}.png" in capsys.readouterr().out
-    assert_picture(folder / f"{path.stem}.png")
+    picture = folder / f"{path.stem}.png"
+    assert_picture(picture)
+    return picture
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = run(path, tmp_path / "new")
+    assert f"wrote {picture}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", [p for p in EXAMPLES if "GEOM_DATA" in p.read_text()], ids=lambda path: path.stem)
+def test_an_example_of_real_data_runs_without(
+    path: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEOM_DATA", str(data))
+    picture = run(path, tmp_path / "with").read_bytes()
+    monkeypatch.setenv("GEOM_DATA", str(tmp_path / "none"))
+    assert run(path, tmp_path / "without").read_bytes() != picture
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -70,7 +70,7 @@ def test_gradients() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_opcheck() -> None:
-    from geom.points.neighbors import _ball_query, _build
+    from geom.points.tree import _ball_query, _build
 
     points, offsets = random(30, 3), torch.tensor([0, 12, 30])
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")

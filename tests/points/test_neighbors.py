@@ -307,7 +307,7 @@ def test_compile_changes_nothing(k: int) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_opcheck() -> None:
-    from geom.points.neighbors import _build, _knn
+    from geom.points.tree import _build, _knn
 
     points, offsets = random(30, 3), torch.tensor([0, 12, 30])
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")

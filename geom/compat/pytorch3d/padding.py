@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from geom.checks import describe
+from geom.checks import FLOATS, describe
 from geom.errors import ShapeError
 
 __all__ = ["Padded", "gather", "inside", "padded", "pair", "ragged"]
@@ -14,11 +14,10 @@ __all__ = ["Padded", "gather", "inside", "padded", "pair", "ragged"]
 
 @runtime_checkable
 class _Pointclouds(Protocol):
-    """What of pytorch3d's Pointclouds is asked."""
+    """What of pytorch3d's Pointclouds is asked; `normals_padded` where there is one."""
 
     def points_padded(self) -> Tensor: ...
     def num_points_per_cloud(self) -> Tensor: ...
-    def normals_padded(self) -> Tensor | None: ...
 
 
 class Padded(NamedTuple):
@@ -34,14 +33,20 @@ class Padded(NamedTuple):
         return torch.full((n,), p, device=self.points.device) if self.lengths is None else self.lengths
 
 
-def padded(points: Any, lengths: Any = None, normals: Any = None, name: str = "points") -> Padded:
-    """Points (N, P, D) of float32 or float64, or a Pointclouds, which brings the rest. Raises: ShapeError."""
+def padded(
+    points: Any, lengths: Any = None, normals: Any = None, name: str = "points", *, half: bool = False
+) -> Padded:
+    """Points (N, P, D) of float32 or float64, with `half` of any float, or a Pointclouds, which brings the rest.
+
+    Raises: ShapeError.
+    """
     if isinstance(points, _Pointclouds):
-        points, lengths, normals = points.points_padded(), points.num_points_per_cloud(), points.normals_padded()
-    if not isinstance(points, Tensor) or points.ndim != 3 or points.dtype not in (torch.float32, torch.float64):
-        raise ShapeError(
-            f"{name}: expected a float32 or float64 tensor (N, P, D) or a Pointclouds object, got {describe(points)}"
-        )
+        normals = getattr(points, "normals_padded", lambda: None)()
+        points, lengths = points.points_padded(), points.num_points_per_cloud()
+    fits = isinstance(points, Tensor) and (points.is_floating_point() if half else points.dtype in FLOATS)
+    if not fits or points.ndim != 3:
+        kinds = "float" if half else "float32 or float64"
+        raise ShapeError(f"{name}: expected a {kinds} tensor (N, P, D) or a Pointclouds object, got {describe(points)}")
     if lengths is not None:
         if not isinstance(lengths, Tensor) or lengths.shape != points.shape[:1] or lengths.is_floating_point():
             raise ShapeError(f"{name}: expected lengths ({len(points)},) of int64, got {describe(lengths)}")

@@ -3,16 +3,17 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from geom.checks import check_same, describe
+from geom.compat.pytorch3d.padding import Padded, inside, padded, ragged
 from geom.errors import ShapeError
 from geom.lie import so3
-from geom.points import NeighborTree, Points
+from geom.points import NeighborTree
 from geom.roots import safe_sqrt
 
 __all__ = ["ICPSolution", "SimilarityTransform", "corresponding_points_alignment", "iterative_closest_point"]
@@ -36,15 +37,6 @@ class ICPSolution(NamedTuple):
     Xt: Any
     RTs: SimilarityTransform
     t_history: list[SimilarityTransform]
-
-
-@runtime_checkable
-class _Pointclouds(Protocol):
-    """What of pytorch3d's Pointclouds is asked."""
-
-    def points_padded(self) -> Tensor: ...
-    def num_points_per_cloud(self) -> Tensor: ...
-    def update_padded(self, new_points_padded: Tensor) -> Any: ...
 
 
 def corresponding_points_alignment(
@@ -72,16 +64,17 @@ def corresponding_points_alignment(
 
     Guarantees: differentiable (also where R is open); deterministic; 8e-15 f64, 1e-6 f32
     """
-    x, sizes = _padded(X, "X")
-    y, sizes_y = _padded(Y, "Y")
+    a, b = _clouds(X, "X"), _clouds(Y, "Y")
+    x, y = a.points, b.points
     check_same(x, y, "X and Y")
+    sizes, sizes_y = a.sizes().tolist(), b.sizes().tolist()
     if x.shape != y.shape or sizes != sizes_y:
         raise ShapeError(
             f"X, Y: expected clouds of equal sizes, got {describe(x)} and {describe(y)}, {sizes}, {sizes_y}"
         )
     if any(size < 4 for size in sizes):
         warnings.warn("a cloud has fewer than four points: its rotation may not be unique", stacklevel=2)
-    w = _mask(x, sizes) if weights is None else _mask(x, sizes) * _weights(weights, x, sizes)
+    w = inside(a).to(x) if weights is None else inside(a) * _weights(weights, x, sizes)
     return _align(x, y, w, estimate_scale, allow_reflection, eps)
 
 
@@ -110,22 +103,23 @@ def iterative_closest_point(
 
     Guarantees: differentiable (through the last alignment); deterministic; 8e-15 f64, 1e-6 f32
     """
-    x, sizes = _padded(X, "X")
-    y, sizes_y = _padded(Y, "Y")
+    a, b = _clouds(X, "X"), _clouds(Y, "Y")
+    x, y = a.points, b.points
     check_same(x, y, "X and Y")
     if len(x) != len(y):
         raise ShapeError(f"X, Y: expected equally many clouds, got {len(x)} and {len(y)}")
-    if min([*sizes, *sizes_y], default=1) < 1:
+    if len(x) and min(int(a.sizes().min()), int(b.sizes().min())) < 1:
         raise ShapeError("X, Y: expected at least one point in each cloud, got an empty one")
     found = _start(init_transform, x)
-    w = _mask(x, sizes)
-    inside, inside_y = w > 0, _mask(y, sizes_y) > 0
-    target = y[inside_y]
-    tree = NeighborTree.build(Points(target, offsets=_offsets(sizes_y, x.device)))
+    there = inside(a)
+    w = there.to(x)
+    target, offsets = ragged(b)
+    tree = NeighborTree.build(target, offsets=offsets)
     moved, history, rmse, converged = _move(x, found), [], None, False
     for step in range(max_iterations):
-        nearest = tree.knn(Points(moved[inside].detach(), offsets=_offsets(sizes, x.device)), 1).index[:, 0]
-        partner = torch.zeros_like(x).masked_scatter(inside[..., None], target[nearest])
+        query, starts = ragged(a._replace(points=moved))
+        nearest = tree.knn(query.detach(), 1, offsets=starts).index[:, 0]
+        partner = torch.zeros_like(x).masked_scatter(there[..., None], target[nearest])
         found = _align(x, partner, w, estimate_scale, allow_reflection, 1e-9)
         moved = _move(x, found)
         history.append(found)
@@ -138,7 +132,7 @@ def iterative_closest_point(
             break
     if verbose:
         _log.info("%s in %d steps", "converged" if converged else "not converged", len(history))
-    made = X.update_padded(moved) if isinstance(X, _Pointclouds) else moved
+    made = moved if isinstance(X, Tensor) else X.update_padded(moved)
     return ICPSolution(converged, rmse, made, found, history)
 
 
@@ -166,23 +160,11 @@ def _mean(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return (w[..., None] * x).sum(1, keepdim=True) / w.sum(1).clamp(min=eps)[:, None, None]
 
 
-def _padded(clouds: object, name: str) -> tuple[Tensor, list[int]]:
-    """Points (N, P, 3) and the size of each cloud; what is padding is 0."""
-    x, sizes = clouds, None
-    if isinstance(clouds, _Pointclouds):
-        x, sizes = clouds.points_padded(), clouds.num_points_per_cloud().tolist()
-    if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[-1] != 3 or not x.is_floating_point():
-        raise ShapeError(f"{name}: expected a float tensor (N, P, 3) or a Pointclouds object, got {describe(x)}")
-    return x, [x.shape[1]] * len(x) if sizes is None else sizes
-
-
-def _mask(x: Tensor, sizes: list[int]) -> Tensor:
-    """(N, P): 1 for points, 0 for padding."""
-    return (torch.arange(x.shape[1], device=x.device) < torch.tensor(sizes, device=x.device)[:, None]).to(x)
-
-
-def _offsets(sizes: list[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *sizes], device=device).cumsum(0)
+def _clouds(clouds: Any, name: str) -> Padded:
+    batch = padded(clouds, name=name, half=True)
+    if batch.points.shape[2] != 3:
+        raise ShapeError(f"{name}: expected points in three dimensions, got {describe(batch.points)}")
+    return batch
 
 
 def _weights(weights: object, x: Tensor, sizes: list[int]) -> Tensor:
