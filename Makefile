@@ -21,6 +21,9 @@ test: venv system warmup
 bench: .venv/bench-installed system warmup
 	$(BIN)/python -m benchmarks registration-local
 	$(BIN)/python -m benchmarks rotations
+	$(BIN)/python -m benchmarks points
+	$(BIN)/python -m benchmarks serialization
+	$(BIN)/python -m benchmarks meshes
 
 lint: venv
 	$(BIN)/ruff check

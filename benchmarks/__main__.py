@@ -17,6 +17,9 @@ from geom.errors import GeomError
 BENCHMARKS = {
     "registration-local": "geom.icp, small_gicp and open3d from perturbed labels",
     "neighbors": "neighbours, voxel grids and normals: geom, scipy, small_gicp and open3d",
+    "points": "neighbours, farthest points, Chamfer distance: geom, scipy, open3d, fpsample and torch.cdist",
+    "serialization": "Morton, Hilbert and traverse codes: geom, numpy-hilbert-curve and torch, bit by bit",
+    "meshes": "geodesics, Laplacian, distance, samples: geom, libigl, potpourri3d, open3d and trimesh",
     "rotations": "geom.lie, roma, pypose, scipy and pytorch3d's formulas",
 }
 

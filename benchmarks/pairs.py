@@ -1,7 +1,6 @@
 """Pairs of scans with a known pose: those under GEOM_DATA, and the two that geom ships."""
 
 import math
-import os
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import ROOT
+from benchmarks.given import data_folder
 from geom.errors import GeomError
 
 __all__ = ["Pair", "Setting", "choose_pairs", "first_and_largest", "inputs", "pose_errors", "read_pairs"]
@@ -65,7 +64,7 @@ _SHIPPED = {"scan_street": _OUTDOOR, "scan_object": _TABLETOP}
 
 def read_pairs() -> list[Pair]:
     """All pairs, by folder and name; the shipped two come last."""
-    folder = Path(os.environ.get("GEOM_DATA", ROOT.parent / "shared" / "data"))
+    folder = data_folder()
     pairs = []
     for kind, (setting, label) in _FOLDERS.items():
         for path in sorted((folder / "registration" / kind).glob("*.npz")):

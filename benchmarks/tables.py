@@ -35,7 +35,7 @@ def text_tables(report: Report) -> str:
                     ratio = _ratio(report, part, case, method, library)
                     row += [_NONE if found is None else _milliseconds(_time(report, part, found))]
                     row += [_NONE if found is None else _milliseconds(found.milliseconds(part.clock))] * best
-                    row += [_NONE if ratio is None else f"{ratio:.2f}"]
+                    row += [_said(ratio)]
                 scores = next(_iter_of(report.parts, case, method, library)).scores()
                 rows.append([*row, *(_number(scores[name]) if name in scores else _NONE for name in names)])
         lines += ["", case, *_aligned(rows)]
@@ -134,7 +134,7 @@ def _against_the_best(report: Report) -> list[list[str]]:
         times = [f"**{x}**" if s is not None and s is best else x for x, s in zip(times, found.values(), strict=True)]
         ratios = [_ratio(report, part, name, method, "geom") for part, name in columns]
         errors = [_NONE if s is None else ", ".join(map(_number, s.scores().values())) for s in (found["geom"], best)]
-        rows.append([method, *times, *(_NONE if x is None else f"{x:.2f}" for x in ratios), *errors])
+        rows.append([method, *times, *map(_said, ratios), *errors])
     return rows
 
 
@@ -192,6 +192,10 @@ def _ratio(report: Report, part: Part, case: str, method: str, library: str) -> 
     if mine is None or other is None or not _is_timed(mine):
         return None
     return _time(report, part, mine) / _time(report, part, other)
+
+
+def _said(ratio: float | None) -> str:
+    return _NONE if ratio is None else f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def _reference(report: Report, part: Part, case: str, method: str) -> Series | None:

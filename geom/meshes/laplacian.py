@@ -3,6 +3,8 @@
 All are positive semi-definite: L u is minus the Laplacian of u, integrated over each vertex's area.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -22,7 +24,7 @@ def cotangent_laplacian(vertices: Float[Tensor, "v 3"], faces: Int64[Tensor, "f 
     than sqrt(eps); a face with a side of length 0 adds nothing.
 
     Args: vertices (V, 3) float32 or float64; faces (F, 3) int64. Any sizes; no unit (it is free of scale).
-    Returns: (V, V) sparse COO, coalesced, symmetric; gradients flow through its values, but torch has no second ones.
+    Returns: (V, V) sparse COO, coalesced, symmetric; gradients, first and second, flow through its values.
     Raises: ShapeError.
     Pinkall & Polthier 1993, Eq. (8).
 
@@ -30,7 +32,7 @@ def cotangent_laplacian(vertices: Float[Tensor, "v 3"], faces: Int64[Tensor, "f 
     >>> cotangent_laplacian(square, torch.tensor([[0, 1, 2], [0, 2, 3]])).to_dense()[0].abs().tolist()
     [1.0, 0.5, 0.0, 0.5]
 
-    Guarantees: differentiable (faces without area); deterministic; 1e-15 f64, 5e-7 f32 on well-shaped faces
+    Guarantees: differentiable (faces without area); deterministic on the CPU; 1e-15 f64, 5e-7 f32 on even faces
     """
     if vertices.ndim != 2:
         raise ShapeError(f"vertices: expected a tensor (V, 3), got shape {tuple(vertices.shape)}")
@@ -93,18 +95,69 @@ def vertex_areas(
 def cotangents(vertices: Tensor, faces: Tensor) -> Tensor:
     """(..., F, 3): the cotangent of each corner's angle, bounded by 1 / sqrt(eps); 0 at a side of length 0."""
     check_surface(vertices, faces)
-    corners = vertices[..., faces, :]
-    after, before = corners.roll(-1, -2) - corners, corners.roll(1, -2) - corners
-    least = torch.finfo(vertices.dtype).eps ** 0.5 * length(after) * length(before)
-    sine = torch.maximum(length(area_vectors(vertices, faces))[..., None], least)
+    # coordinates first and faces last: everything that follows runs along memory
+    rows = vertices.movedim(-1, 0).contiguous().index_select(-1, faces.mT.flatten())
+    corners = rows.unflatten(-1, (3, len(faces))).movedim(-2, 1)  # (coordinate, corner, ..., face)
+    sides = corners.roll(-1, 1) - corners.roll(1, 1)  # opposite each corner
+    normal = torch.linalg.cross(sides[:, 0], sides[:, 1], dim=0)
+    after, before = sides.roll(-1, 1), sides.roll(1, 1)
+    size = length(sides.movedim(0, -1))
+    least = torch.finfo(vertices.dtype).eps ** 0.5 * size.roll(-1, 0) * size.roll(1, 0)
+    sine = torch.maximum(length(normal.movedim(0, -1)), least)
     none = sine == 0
-    return torch.where(none, 0.0, (after * before).sum(-1) / torch.where(none, 1.0, sine))
+    found = torch.where(none, 0.0, -(after * before).sum(0) / torch.where(none, 1.0, sine))
+    return found.movedim(0, -1)
 
 
-def graph_laplacian(start: Tensor, stop: Tensor, weight: Tensor, count: int) -> Tensor:
+def graph_laplacian(start: Tensor, stop: Tensor, weight: Tensor, count: int, backend: str = "auto") -> Tensor:
     """D - W, sparse (count, count), of edges (start, stop) of these weights; those named twice add up."""
-    rows, columns = torch.cat([start, stop, start, stop]), torch.cat([stop, start, start, stop])
-    values = torch.cat([-weight, -weight, weight, weight])
-    return torch.sparse_coo_tensor(
-        torch.stack([rows, columns]), values, (count, count), check_invariants=False
-    ).coalesce()
+    from geom.kernels import bridge
+
+    warp = bridge.choose(backend, weight) and start.device.type == "cpu"  # one thread counts: not for CUDA
+    indices, forth, back, diagonal = (_counted if warp else _sorted)(start, stop, count)
+    into = torch.cat([forth, back, diagonal[start], diagonal[stop]])
+    values = weight.new_zeros(indices.shape[1]).index_add(0, into, torch.cat([-weight, -weight, weight, weight]))
+    return _Sparse.apply(values, indices, count)
+
+
+class _Sparse(torch.autograd.Function):
+    """A sparse matrix (count, count) of values at sorted indices; torch's own drops second derivatives."""
+
+    @staticmethod
+    def forward(values: Tensor, indices: Tensor, count: int) -> Tensor:
+        return torch.sparse_coo_tensor(indices, values, (count, count), check_invariants=False, is_coalesced=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.count = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,), (indices,) = grads, ctx.saved_tensors
+        pattern = _Sparse.forward(grad.new_ones(indices.shape[1], layout=torch.strided), indices, ctx.count)
+        return grad.sparse_mask(pattern).values(), None, None
+
+
+def _counted(start: Tensor, stop: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_sorted`, by counting, on the CPU."""
+    from geom.kernels import bridge, edges
+
+    sides = len(start)
+    head, cursor, diagonal = (start.new_zeros(n) for n in (count + 1, count, count))
+    entries, rows, columns = (start.new_empty(n) for n in (4 * sides, 2 * sides + count, 2 * sides + count))
+    forth, back, size = start.new_empty(sides), start.new_empty(sides), start.new_empty(1)
+    ends = (start.contiguous(), stop.contiguous(), sides, count)
+    found = (rows, columns, forth, back, diagonal, size)
+    bridge.launch(edges.edge_pattern[torch.float64], 1, *ends, head, entries, cursor, *found, device=start.device)
+    n = int(size)
+    return torch.stack([rows[:n], columns[:n]]), forth, back, diagonal
+
+
+def _sorted(start: Tensor, stop: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Indices (2, N), row by row, of the edges both ways and the diagonal; which of them are (start, stop),
+    (stop, start) and the diagonal."""
+    keys = [start * count + stop, stop * count + start]
+    diagonal = torch.arange(count, device=start.device) * (count + 1)
+    keys, places = torch.unique(torch.cat([*keys, diagonal]), return_inverse=True)
+    return torch.stack([keys // count, keys % count]), *places.split([len(start), len(start), count])

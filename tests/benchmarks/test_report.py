@@ -93,6 +93,12 @@ def test_markdown_says_first_that_the_machine_was_busy(report: Report) -> None:
     assert "Other work ran" in markdown_tables(busy).splitlines()[0]
 
 
+def test_small_ratios_keep_two_digits(report: Report) -> None:
+    parts = [Part("cpu", 1, 1, [series("geom", 0.025, 0.25), series("small_gicp", 20.0, 0.5)], [])]
+    rows = [line.split() for line in text_tables(replace(report, parts=parts)).splitlines()]
+    assert [row[3] for row in rows if row[:1] == ["gicp"]] == ["0.0013", "1.00"]
+
+
 def test_without_the_reference_there_are_no_ratios(report: Report) -> None:
     alone = replace(report, parts=[Part("cpu", 1, 1, [series("geom", 30.0, 0.25)], [])])
     assert "| gicp | geom | - | 0.25 |" in markdown_tables(alone)

@@ -10,7 +10,7 @@ import trimesh
 from torch import Tensor
 
 from geom.errors import ShapeError
-from geom.meshes import Mesh, SurfaceTree, closest_points, face_normals, signed_distance, winding_number
+from geom.meshes import Mesh, SurfaceTree, closest_points, edges, face_normals, signed_distance, winding_number
 from geom.testing import assert_equivariant, assert_gradients
 
 from .shapes import around, box, bumpy, closed, flat, random, sphere, tetrahedron, torus
@@ -108,6 +108,29 @@ def test_signed_distance_is_0_on_the_surface(backend: str, dtype: torch.dtype) -
     near = middles + 1e-3 * face_normals(mesh.vertices, mesh.faces)
     assert (signed_distance(near, mesh, backend=backend) > 0).all()
     assert (signed_distance(2 * middles - near, mesh, backend=backend) < 0).all()
+
+
+@both
+def test_signed_distance_is_0_on_sides_and_corners(backend: str, dtype: torch.dtype) -> None:
+    """And right on both sides of them, where several faces are equally near."""
+    cube = box((1, 2, 3), dtype)
+    start, stop = cube.vertices[edges(cube.faces)].unbind(1)
+    sides = torch.cat([start + t * (stop - start) for t in (0.0, 0.25, 0.5, 1.0)])
+    assert signed_distance(sides, cube, backend=backend).abs().max() <= TINY[dtype]
+    out = signed_distance(1.01 * sides, cube, backend=backend)
+    within = signed_distance(0.99 * sides, cube, backend=backend)
+    assert (out > 0.004).all() and (within < -0.004).all()
+
+
+def test_an_open_surface_has_sides_too() -> None:
+    """Half a sphere: inside is where it covers more than half of all directions; the distance is that of the mesh."""
+    ball = sphere(4)
+    half = Mesh(ball.vertices, ball.faces[(ball.vertices[ball.faces][..., 2] > -1e-9).all(1)])
+    query = torch.tensor([[0, 0, 0.5], [0.3, 0.2, 0.6], [0, 0, -0.3], [0, 0, 1.2], [0, 0, -2.0]], dtype=torch.float64)
+    found = signed_distance(query, half)
+    assert (found < 0).tolist() == [True, True, False, False, False]
+    assert torch.equal(found.abs(), closest_points(query, half).distance)
+    assert (signed_distance(half.vertices[half.faces].mean(1), half).abs() < 1e-15).all()
 
 
 def test_signs_on_real_meshes(data: Path) -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from geom.meshes import (
 )
 from geom.testing import assert_equivariant, assert_gradients
 
-from .shapes import box, bumpy, flat, random, sphere, tetrahedron, to_trimesh, torus
+from .shapes import box, bumpy, flat, from_trimesh, random, sphere, tetrahedron, to_trimesh, torus
 
 TINY = {torch.float32: 3e-7, torch.float64: 1e-15}
 MAPS = {"face_normals": face_normals, "face_areas": face_areas, "vertex_normals": vertex_normals}
@@ -154,6 +155,21 @@ def test_mass_of_a_fine_sphere() -> None:
     found = mass_properties(ball.vertices, ball.faces)
     assert float(found.volume) == pytest.approx(4 / 3 * math.pi, rel=2e-3)
     assert (found.inertia - 8 / 15 * math.pi * torch.eye(3)).abs().max() < 6e-3
+
+
+def test_mass_of_a_cylinder() -> None:
+    """m (3 r^2 + h^2) / 12 across, m r^2 / 2 along, for the prism over a regular polygon: its own r^2 is that times
+    (2 + cos(2 pi / n)) / 3."""
+    r, h, n = 0.7, 2.0, 64
+    mesh = from_trimesh(trimesh.creation.cylinder(r, h, sections=n))
+    found = mass_properties(mesh.vertices + mesh.vertices.new_tensor([3, -4, 5]), mesh.faces, density=2.5)
+    area, square = n / 2 * r * r * math.sin(2 * math.pi / n), r * r * (2 + math.cos(2 * math.pi / n)) / 3
+    mass = 2.5 * area * h
+    assert float(found.volume) == pytest.approx(area * h, rel=1e-12) == pytest.approx(math.pi * r * r * h, rel=2e-3)
+    assert float(found.mass) == pytest.approx(mass, rel=1e-12)
+    want = torch.tensor([*[mass * (3 * square + h * h) / 12] * 2, mass * square / 2]).double()
+    assert (found.inertia - want.diag()).abs().max() < 1e-7
+    assert (found.center - mesh.vertices.new_tensor([3, -4, 5])).abs().max() < 1e-12
 
 
 def test_mass_matches_trimesh(dtype: torch.dtype) -> None:

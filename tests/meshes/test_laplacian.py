@@ -15,7 +15,7 @@ from geom.meshes import (
     uniform_laplacian,
     vertex_areas,
 )
-from geom.meshes.laplacian import cotangents
+from geom.meshes.laplacian import cotangents, graph_laplacian
 from geom.testing import assert_gradients
 
 from .shapes import box, bumpy, flat, random, sphere, tetrahedron, torus
@@ -64,6 +64,50 @@ def test_coordinates_are_eigenfunctions_on_a_sphere() -> None:
     assert (found / voronoi[:, None] - 2 * ball.vertices).abs().max() < 1e-2
 
 
+def test_an_equilateral_tiling() -> None:
+    """Every angle 60 degrees: -cot 60 along inner edges, half of it along borders, 2 sqrt 3 at inner vertices."""
+    i, j = torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="ij")
+    places = torch.stack([i + j / 2, j * 3**0.5 / 2, 0 * i], -1).reshape(-1, 3).double()
+    index = torch.arange(36).reshape(6, 6)
+    a, b, c, d = (x.flatten() for x in (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]))
+    faces = torch.cat([torch.stack([a, b, d], -1), torch.stack([b, c, d], -1)])
+    dense = cotangent_laplacian(places, faces).to_dense()
+    pairs, cot = edges(faces), 3**-0.5
+    number = torch.tensor([(((faces == p) | (faces == q)).sum(1) == 2).sum() for p, q in pairs.tolist()])
+    assert (dense[pairs[:, 0], pairs[:, 1]] + cot / 2 * number).abs().max() < 1e-6
+    inner = index[1:-1, 1:-1].flatten()
+    assert (dense.diagonal()[inner] - 2 * 3**0.5).abs().max() < 1e-6
+    assert (vertex_areas(places, faces)[inner] - 3**0.5 / 2).abs().max() < 1e-6
+    assert (vertex_areas(places, faces, kind="voronoi")[inner] - 3**0.5 / 2).abs().max() < 1e-6
+    assert (dense @ places)[inner].abs().max() < 1e-6 and dense.sum(1).abs().max() < 1e-12
+
+
+def test_dirichlet_energy_of_a_linear_function() -> None:
+    """u^T L u is the integral of |grad u|^2: the area, for a unit slope."""
+    places = torch.cat([random(60, 2), torch.zeros(60, 1, dtype=torch.float64)], -1)
+    faces = torch.tensor(Delaunay(places[:, :2].numpy()).simplices).long()
+    slope = torch.tensor([0.6, -0.8, 0.0], dtype=torch.float64)
+    u = places @ slope
+    area = face_areas(places, faces).sum()
+    assert float(u @ (cotangent_laplacian(places, faces) @ u)) == pytest.approx(float(area), rel=1e-12)
+
+
+def test_coalesced_by_counting_as_by_sorting() -> None:
+    faces = torch.cat([torus().faces, torch.tensor([[0, 0, 5], [3, 3, 3], [0, 1, 200]])])  # also what is no triangle
+    start, stop = faces[:, [1, 2, 0]].flatten(), faces[:, [2, 0, 1]].flatten()
+    weight = random(len(start), seed=2)
+    for sides, count in ((slice(None), 300), (slice(0), 300), (slice(0), 0)):
+        found, want = (graph_laplacian(start[sides], stop[sides], weight[sides], count, b) for b in ("warp", "torch"))
+        assert torch.equal(found.indices(), want.indices())
+        assert torch.equal(found.indices(), found.indices().unique(dim=1))  # sorted, none twice
+        assert (found.values() - want.values()).abs().sum() < 1e-12
+        dense = torch.zeros(count, count, dtype=torch.float64)
+        for i, j in ((start[sides], stop[sides]), (stop[sides], start[sides])):
+            dense = dense.index_put((i, j), -weight[sides], accumulate=True)
+            dense = dense.index_put((i, i), weight[sides], accumulate=True)
+        assert (found.to_dense() - dense).abs().sum() < 1e-9
+
+
 def test_uniform_laplacian() -> None:
     mesh = bumpy()
     found = uniform_laplacian(mesh.faces, 44, dtype=torch.float64).to_dense()
@@ -109,9 +153,14 @@ def test_cotangents_are_bounded(dtype: torch.dtype) -> None:
 def test_gradients() -> None:
     mesh = tetrahedron()
     corners = mesh.vertices + 0.1 * random(4, 3)
-    assert_gradients(
-        lambda v: cotangent_laplacian(v, mesh.faces).to_dense(), corners, order=1, forward=False, vmap=False
-    )
+    values = random(4, 2, seed=1)
+    for function in (
+        lambda v: cotangent_laplacian(v, mesh.faces).to_dense(),
+        lambda v: cotangent_laplacian(v, mesh.faces).values(),
+        lambda v: cotangent_laplacian(v, mesh.faces) @ values.to(v.dtype),
+        lambda v: torch.sparse.mm(cotangent_laplacian(v, mesh.faces), v),
+    ):
+        assert_gradients(function, corners, forward=False, vmap=False)
     assert_gradients(lambda v: vertex_areas(v, mesh.faces), corners)
     assert_gradients(lambda v: vertex_areas(v, mesh.faces, kind="voronoi"), corners)
     assert_gradients(lambda v: cotangents(v, mesh.faces), corners)

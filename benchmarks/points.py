@@ -1,0 +1,190 @@
+"""Neighbours, farthest points and the Chamfer distance, from raw clouds: geom, scipy, open3d, fpsample, torch.cdist."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.given import choose, read_scans
+from benchmarks.harness import PAUSE, Case, Contender
+from benchmarks.part import Request, installed
+from benchmarks.point_peers import (
+    CAP,
+    Given,
+    K,
+    Operation,
+    fpsample,
+    fpsample_buckets,
+    geom,
+    open3d,
+    scipy,
+    torch_cdist,
+)
+from benchmarks.report import BEST_PEER
+
+__all__ = ["NOTES", "REFERENCE", "brute_force", "cases", "draw", "inputs", "score", "truths"]
+
+REFERENCE = BEST_PEER
+NOTES = [
+    f"knn: {K} neighbours of 10,000 points among 10,000 others, drawn at random; whole: of every point of the cloud "
+    "among all; search structures are built inside the clock, here and below",
+    f"ball query: the same points, at most {CAP} neighbours within 0.05 in the unit cube, in scans within the median "
+    "distance of the fifth; of more, geom and torch keep the first, open3d the nearest, scipy all",
+    "farthest: 512 of 1,024 points (small) and 6,144 of 24,576 (large), begun at the first; fpsample is its "
+    "fps_sampling, fpsample buckets its bucket_fps_kdline_sampling with the height of tree that was the fastest",
+    "geom, open3d, fpsample and torch in float32, scipy and open3d's farthest points in float64; torch cdist: all "
+    "distances at once",
+    "errors of knn: the largest of a distance, and how many neighbours are farther than the exact ones by 1e-6 of the "
+    "distance; of the ball query: queries with another number of neighbours; of chamfer: relative; of farthest: "
+    "points that brute force finds from the same first one and this does not (fpsample's buckets begin elsewhere than "
+    "told)",
+]
+_UNIFORM, _THREADS = "uniform", "threads"
+_LIBRARIES = [
+    ("geom", ("geom", geom)),
+    ("scipy", ("scipy", scipy)),
+    ("open3d", ("open3d", open3d)),
+    ("torch", ("torch cdist", torch_cdist)),
+    ("fpsample", ("fpsample", fpsample)),
+    ("fpsample", ("fpsample buckets", fpsample_buckets)),
+]
+
+
+def inputs(names: tuple[str, ...]) -> list[str]:
+    """The cases of these names. Raises: GeomError for a name that is not there."""
+    return choose([*read_scans(), _UNIFORM, _THREADS], names)
+
+
+def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str]]:
+    scans = read_scans()
+    chosen = inputs(request.inputs) or [*list(scans)[:1], _UNIFORM, _THREADS]
+    if threads == 1 or request.device != "cpu":
+        chosen = [name for name in chosen if name != _THREADS]
+    found, missing = installed(_LIBRARIES)
+
+    def make() -> Iterator[Case]:
+        for name in chosen:
+            given = draw(scans.get(name), request.quick)
+            if name == _THREADS:
+                yield _by_threads(given.whole, threads)
+                continue
+            truth, contenders = truths(given), []
+            for library, start in found:
+                operations = start(given, threads, request.device)
+                contenders += [_contender(library, method, operations[method], truth) for method in operations]
+            yield Case(name, contenders, f"{len(given.whole):,} points; ball query within {given.radius:.2g}")
+
+    return len(chosen), make(), missing
+
+
+def draw(scan: NDArray[np.float32] | None, quick: bool) -> Given:
+    """Of a scan, or of 200,000 points uniform in the unit cube; a tenth of all where it is to be quick."""
+    random = np.random.default_rng(0)
+    whole = random.random((20_000 if quick else 200_000, 3), dtype=np.float32) if scan is None else scan
+    mixed = random.permutation(whole)
+    part, large = (1_000, 4_096) if quick else (10_000, 24_576)
+    query, points = mixed[:part], mixed[part : 2 * part]
+    radius = 0.05
+    if scan is not None:
+        from scipy.spatial import KDTree
+
+        radius = float(np.median(KDTree(points).query(query, 5)[0][:, 4]))
+    return Given(whole, query, points, mixed[:1024], mixed[:large], radius)
+
+
+def truths(given: Given) -> Callable[[str], Any]:
+    """What each method should find, computed once, in float64: distances, numbers of neighbours, the distance."""
+    from scipy.spatial import KDTree
+
+    whole, query, points = (x.astype(np.float64) for x in given[:3])
+
+    @cache
+    def truth(method: str) -> Any:
+        if method == "knn, whole":
+            return whole, whole, KDTree(whole).query(whole, K)[0]
+        if method == "knn":
+            return query, points, KDTree(points).query(query, K)[0]
+        if method == "ball query":
+            return np.minimum(KDTree(points).query_ball_point(query, given.radius, return_length=True), CAP)
+        if method == "chamfer":
+            return sum((KDTree(y).query(x)[0] ** 2).mean() for x, y in ((query, points), (points, query)))
+        cloud = given.small if method == "farthest, small" else given.large
+        return cache(lambda count, first: brute_force(cloud, count, np.frombuffer(first, np.float32)))
+
+    return truth
+
+
+def brute_force(points: NDArray[np.float32], count: int, first: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Farthest points from `first`, one of the points, on, each next against all; squares summed x first."""
+    sample = int(np.flatnonzero((points == first).all(1))[0])
+    x, y, z = np.ascontiguousarray(points.T)
+    nearest, found = np.full(len(points), np.inf, dtype=np.float32), []
+    for _ in range(count):
+        found.append(sample)
+        square = (x - x[sample]) ** 2 + (y - y[sample]) ** 2 + (z - z[sample]) ** 2
+        np.minimum(nearest, square, out=nearest)
+        sample = int(nearest.argmax())
+    return points[found]
+
+
+def _contender(library: str, method: str, operation: Operation, truth: Callable[[str], Any]) -> Contender:
+    scores: dict[str, float] = {}
+
+    def judge(output: Any, seed: int) -> dict[str, float]:
+        if not scores:  # every round gives the same
+            scores.update(score(method, operation.read(output), truth(method)))
+        return scores
+
+    calls = 20 if method == "farthest, small" else 1  # the clock is coarse, and caches are cold
+    return Contender(library, method, lambda seed: operation.call, judge, calls)
+
+
+def score(method: str, found: Any, truth: Any) -> dict[str, float]:
+    if method.startswith("knn"):
+        (distance, index), (query, points, exact) = found, truth
+        real = np.linalg.norm(query[:, None] - points[index], axis=-1)
+        wrong = (np.sort(real, 1) > exact * (1 + 1e-6)).sum()
+        return {"distance_abs": float(np.abs(distance - exact).max()), "wrong": float(wrong)}
+    if method == "ball query":
+        return {"wrong": float((found != truth).sum())}
+    if method == "chamfer":
+        return {"error_rel": float(abs(found / truth - 1))}
+    missed = set(map(bytes, truth(len(found), found[0].tobytes()))) - set(map(bytes, found))
+    return {"wrong": float(len(missed))}
+
+
+def _by_threads(points: NDArray[np.float32], threads: int) -> Case:
+    """Neighbours of all points on one thread and on all, in turn, within one process; the least of fifteen."""
+    import torch
+
+    from geom.points import knn
+
+    cloud, exact = torch.from_numpy(points), points.astype(np.float64)
+
+    def geom(count: int) -> None:
+        torch.set_num_threads(count)
+        knn(cloud, cloud, K)
+
+    def scipy(count: int) -> None:
+        from scipy.spatial import KDTree
+
+        KDTree(exact).query(exact, K, workers=count)
+
+    def contender(library: str, search: Callable[[int], None]) -> Contender:
+        def work() -> dict[str, float]:
+            least = {1: float("inf"), threads: float("inf")}
+            for count in [1, threads] * 15:
+                time.sleep(PAUSE)
+                begin = time.perf_counter()
+                search(count)
+                least[count] = min(least[count], 1e3 * (time.perf_counter() - begin))
+            times = {f"wall_ms_on_{count}": took for count, took in least.items()}
+            return {**times, "times_as_fast": least[1] / least[threads]}
+
+        return Contender(library, "knn, whole, by threads:", lambda seed: work, lambda output, seed: output)
+
+    note = f"{len(points):,} uniform points"
+    return Case(_THREADS, [contender("geom", geom), contender("scipy", scipy)], note, timed=False)
