@@ -28,7 +28,19 @@ from geom.kernels.native import DTYPES, start
 __all__ = ["BACKENDS", "choose", "launch", "launch_range", "operator", "small_operations", "warmup"]
 
 BACKENDS = ("auto", "warp", "torch")
-MODULES = ("codes", "covariances", "neighbors", "registration", "rotations", "sampling", "triangles", "voxels")
+MODULES = (
+    "codes",
+    "covariances",
+    "edges",
+    "geodesics",
+    "neighbors",
+    "registration",
+    "rotations",
+    "sampling",
+    "sparse",
+    "triangles",
+    "voxels",
+)
 
 _PATIENCE = 3.0  # seconds of loading after which a compilation is named
 _log = logging.getLogger("geom")

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-__all__ = ["cell_keys", "cell_order", "corners", "deinterleave", "interleave", "morton_order"]
+__all__ = ["cell_keys", "cell_order", "cell_starts", "corners", "deinterleave", "interleave", "morton_order"]
 
 CELLS = 1 << 21  # an axis: three of them fit 63 bits
 _SPREAD = (
@@ -59,6 +59,15 @@ def cell_order(keys: Tensor, offsets: Tensor, *, bits: int = 63, backend: str = 
         again = torch.searchsorted(offsets, order, right=True).argsort(stable=True)
         ordered, order = ordered[again], order[again]
     return ordered, order
+
+
+def cell_starts(keys: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each run of equal keys of one cloud begins, (V+1,), and the offsets (B+1,) of the clouds' runs."""
+    first = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
+    first[1:] = keys[1:] != keys[:-1]
+    first[offsets[:-1][offsets[:-1] < len(keys)]] = True
+    starts = torch.cat([first.nonzero()[:, 0], offsets[-1:]])
+    return starts, torch.searchsorted(starts[:-1], offsets)
 
 
 def sort_codes(

@@ -8,7 +8,7 @@ from torch import Tensor
 from geom.checks import check_positive
 from geom.errors import ShapeError
 from geom.points.cloud import Points, as_points, bounds
-from geom.points.morton import CELLS, cell_keys, cell_order, corners
+from geom.points.morton import CELLS, cell_keys, cell_order, cell_starts, corners
 
 __all__ = ["voxel_downsample"]
 
@@ -43,11 +43,8 @@ def voxels(points: Tensor, offsets: Tensor, voxel_size: float, *, backend: str =
     size = torch.full((len(low),), voxel_size, dtype=points.dtype, device=points.device)
     keys = cell_keys(points, offsets, origin, size, backend=backend)
     keys, order = cell_order(keys, offsets, bits=bits, backend=backend)
-    first = torch.ones(len(keys), dtype=torch.bool, device=points.device)
-    first[1:] = keys[1:] != keys[:-1]
-    first[offsets[:-1][offsets[:-1] < len(keys)]] = True
-    starts = torch.cat([first.nonzero()[:, 0], offsets[-1:]])
-    return Voxels(keys[starts[:-1]], order, starts, origin, torch.searchsorted(starts[:-1], offsets))
+    starts, cell_offsets = cell_starts(keys, offsets)
+    return Voxels(keys[starts[:-1]], order, starts, origin, cell_offsets)
 
 
 def cell_mean(values: Tensor, cells: Voxels, *, backend: str = "auto") -> Tensor:

@@ -1,0 +1,23 @@
+"""Learning on sparse voxels: cells of a grid, reductions over them, and convolution."""
+
+from geom.nn.kernel_map import KernelMap, lookup, strided_map, submanifold_map
+from geom.nn.layers import SparseConv3d, SparseInverseConv3d, SubmanifoldConv3d
+from geom.nn.scatter import scatter, scatter_softmax
+from geom.nn.sparse_conv import sparse_conv
+from geom.nn.voxels import Voxels, merge_voxels, voxelize
+
+__all__ = [
+    "Voxels",
+    "merge_voxels",
+    "voxelize",
+    "scatter",
+    "scatter_softmax",
+    "KernelMap",
+    "lookup",
+    "strided_map",
+    "submanifold_map",
+    "sparse_conv",
+    "SparseConv3d",
+    "SparseInverseConv3d",
+    "SubmanifoldConv3d",
+]
