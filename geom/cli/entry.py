@@ -12,6 +12,7 @@ import tyro
 from geom.cli.demo import demo
 from geom.cli.doctor import doctor
 from geom.cli.register import register
+from geom.cli.rods import fit, predict, simulate
 from geom.cli.view import view
 from geom.cli.warmup import warmup
 from geom.errors import GeomError
@@ -19,7 +20,11 @@ from geom.errors import GeomError
 __all__ = ["main"]
 
 _COMMANDS: tuple[Callable[..., int], ...] = (register, view, demo, doctor, warmup)
-_ABOUT = "3D geometry from the command line. Lengths in metres, angles in degrees. `geom --version` prints the version."
+_GROUPS: dict[str, tuple[Callable[..., int], ...]] = {"rods": (fit, predict, simulate)}
+_ABOUT = (
+    "3D geometry from the command line. Lengths in metres, angles in degrees. `geom --version` prints the version. "
+    "More: `geom rods --help` (elastic rods: fit, predict, simulate)."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,10 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"geom {geom.__version__}")
         return 0
+    group = arguments.pop(0) if arguments and arguments[0] in _GROUPS else ""
     try:
         code = tyro.extras.subcommand_cli_from_dict(
-            {command.__name__: command for command in _COMMANDS},
-            prog="geom",
+            {command.__name__: command for command in _GROUPS.get(group, _COMMANDS)},
+            prog=f"geom {group}".strip(),
             description=_ABOUT,
             args=arguments,
             config=(tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName),
