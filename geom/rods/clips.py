@@ -54,7 +54,7 @@ def guess_rod(
             so these may be as good as any. EI, GJ: N m^2. EA: N. viscosity: s.
     Raises: ShapeError.
 
-    Guarantees: deterministic; float32 and float64
+    Guarantees: not differentiable; deterministic; float32 and float64
     """
     if track.ndim != 4:
         raise ShapeError(f"track: expected (clips, t, n, 3), got {describe(track)}")
@@ -106,7 +106,12 @@ def branched_errors(
 
 
 def save_cable(path: str | os.PathLike[str], cable: Cable, report: dict[str, Any] | None = None) -> None:
-    """Write a cable as JSON, numbers in SI units; `report`, whatever is worth knowing of its fit, is kept beside."""
+    """Write a cable as JSON, numbers in SI units; `report`, whatever is worth knowing of its fit, is kept beside.
+
+    A failed write leaves the old file.
+
+    Guarantees: not differentiable; deterministic; every float as it is
+    """
     rod = {f.name: getattr(cable.rod, f.name).tolist() for f in dataclasses.fields(Rod)}
     rod["stretch_stiffness"] = [None if math.isinf(x) else x for x in rod["stretch_stiffness"]]  # JSON has no inf
     rest = {name: x for name, x in cable._asdict().items() if name != "rod"}
@@ -125,6 +130,8 @@ def load_cable(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
     """Read what `save_cable` wrote.
 
     Raises: FileFormatError for another file, or one whose numbers do not fit together; OSError as `open` would.
+
+    Guarantees: not differentiable; deterministic; every float as written
     """
     with open(path, "rb") as file:
         data = file.read()

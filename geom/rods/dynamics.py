@@ -179,8 +179,10 @@ def rollout(
     >>> round(float(track.position[-1, 0, 2]), 6)
     -1.250775
 
-    Guarantees: differentiable (the solution of lengths and rolls through the implicit function theorem; rolls of free
-    edges carry none of their own); deterministic; edges 1e-15 f64, 1e-7 f32 of the coordinates
+    Lengths and rolls are differentiated through the implicit function theorem; rolls of free edges carry no derivative
+    of their own.
+
+    Guarantees: differentiable; deterministic; edges 1e-15 f64, 1e-7 f32 of the coordinates
     """
     check_positive(dt, "dt")
     batch = state.position.shape[:-2]

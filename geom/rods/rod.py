@@ -121,7 +121,7 @@ def circular_section(*, young: float, radius: float, density: float, poisson: fl
     >>> f"{section.EI:.3e} {section.GJ:.3e} {section.linear_density:.4f}"
     '4.909e-04 3.272e-04 0.0785'
 
-    Guarantees: deterministic; 4e-16 f64
+    Guarantees: not differentiable; deterministic; 4e-16 f64
     """
     for name, x in (("young", young), ("radius", radius), ("density", density)):
         check_positive(x, name)
