@@ -35,6 +35,7 @@ MODULES = (
     "geodesics",
     "neighbors",
     "registration",
+    "rod_implicit",
     "rods",
     "rotations",
     "sampling",

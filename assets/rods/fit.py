@@ -1,6 +1,6 @@
 """Fit the cables of motion capture: CABLE.json beside this script, for each rods/*_CABLE_train.npz of GEOM_DATA.
 
-`python assets/rods/fit.py [dlo1 bdlo1 ...] [--iterations 300]`. Clips 0, 5, 10, ... are held out: never fitted, only
+`python assets/rods/fit.py [dlo1 bdlo1 ...] [--iterations 150]`. Clips 0, 5, 10, ... are held out: never fitted, only
 scored. What is there is not fitted again; remove it first. The seed is 0; each cable takes some minutes of one core.
 """
 
@@ -29,7 +29,7 @@ class Options:
 
     cables: Positional[tuple[str, ...]] = ()
     """Cables by name; all if none."""
-    iterations: int = 300
+    iterations: int = 150
     """Steps of gradient descent."""
 
 
@@ -51,7 +51,7 @@ def fit(name: str, track: torch.Tensor, out: Path, iterations: int) -> None:
     held_out = torch.zeros(len(track), dtype=torch.bool)
     held_out[::5] = True
     begun = time.process_time()
-    guess = guess_rod(track[~held_out], branches=branches)
+    guess = guess_rod(track[~held_out], branches=branches, marker_mass=1e-3 if branches else 0.0)
     found = identify(
         track,
         guess,

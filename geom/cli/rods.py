@@ -121,9 +121,8 @@ def predict(
     import torch
 
     from geom.files import write_atomically
-    from geom.rods import load_cable, track_errors
+    from geom.rods import Residual, load_cable, predict_with, track_errors
     from geom.rods import predict as roll
-    from geom.rods.residual import Residual, predict_with
 
     cable = load_cable(params)
     track, rate = _read(clips, rate, cable.rate)

@@ -38,20 +38,21 @@ def guess_rod(
     *,
     branches: Sequence[tuple[int, int]] = (),
     linear_density: float = 0.02,
-    marker_mass: float = 1e-3,
+    marker_mass: float = 0.0,
     EI: float = 5e-4,
     GJ: float = 3e-4,
     EA: float = 1e3,
     viscosity: float = 0.01,
 ) -> Rod:
-    """A rod to start `identify` from: edges of their mean length in the clips, straight, branches at the angles of the
-    first frame, and plain numbers for the rest.
+    """A rod to start `identify` from: edges of their mean length in the clips, naturally curved as it is seen in the
+    first frame, and plain numbers for the rest. A straight guess would not say how the rod lies in its grips.
 
     Args:
         track: metres; of a branched rod first the parent's vertices, then each branch's own (without the junction's).
         branches: (vertex of the parent, number of own vertices) of each.
         linear_density: kg/m, and marker_mass, kg, of each vertex: how a clamped rod moves depends on EI / mass alone,
-            so these may be as good as any. EI, GJ: N m^2. EA: N. viscosity: s.
+            so these may be as good as any; light ends of branches need short substeps.
+        EI, GJ: N m^2. EA: N. viscosity: s.
     Raises: ShapeError.
 
     Guarantees: not differentiable; deterministic; float32 and float64
@@ -76,6 +77,7 @@ def guess_rod(
         linear_density=linear_density,
         offsets=offsets.to(track.device),
         junctions=joined,
+        straight=False,
         drag=0.5,
         quadratic_drag=0.1,
         viscosity=viscosity,

@@ -92,9 +92,9 @@ def start(
 
     Guarantees: differentiable in position and velocity; deterministic; edges 1e-15 f64, 1e-7 f32 of the coordinates
     """
-    _check(rod, position, "position")
+    check_state(rod, position, "position")
     velocity = torch.zeros_like(position) if velocity is None else velocity
-    _check(rod, velocity, "velocity")
+    check_state(rod, velocity, "velocity")
     fixed = clamps(rod, clamped, held)
     target = position[..., None, fixed.vertices, :]
     check_reach(rod, fixed, target)
@@ -192,10 +192,10 @@ def rollout(
     if steps is None or steps < 1 or any(count != steps for count in known):
         raise ShapeError(f"steps: expected a number of at least 1, that of targets and forces, got {steps} and {known}")
     n, k = len(rod.parent), len(fixed.vertices)
-    _check(rod, state.position, "state")
+    check_state(rod, state.position, "state")
     if targets is None:
         targets = state.position[..., None, fixed.vertices, :].expand(*batch, steps, k, 3)
-    _check_finite(targets, "targets")
+    check_finite(targets, "targets")
     if targets.shape != (*batch, steps, k, 3):
         raise ShapeError(f"targets: expected {(*batch, steps, k, 3)}, got {describe(targets)}")
     if forces is not None and forces.shape != (*batch, steps, n, 3):
@@ -241,14 +241,14 @@ def step(
     return track.end
 
 
-def _check_finite(x: Tensor, name: str) -> None:
+def check_finite(x: Tensor, name: str) -> None:
     check_shape(x, (3,), name)
     if readable(x) and not bool(x.isfinite().all()):
         raise ShapeError(f"{name}: expected finite numbers, got {int((~x.isfinite()).sum())} that are not")
 
 
-def _check(rod: Rod, x: Tensor, name: str) -> None:
-    _check_finite(x, name)
+def check_state(rod: Rod, x: Tensor, name: str) -> None:
+    check_finite(x, name)
     if x.shape[-2] != len(rod.parent) or x.dtype != rod.mass.dtype:
         raise ShapeError(f"{name}: expected (*b, {len(rod.parent)}, 3) of {rod.mass.dtype}, got {describe(x)}")
     if rod.mass.ndim > 1 and rod.mass.shape[:-1] != x.shape[:-2]:
@@ -328,10 +328,3 @@ def _roll(
 
     end = State(back(x[:, -1]), back(v), back(m), back(s), back(old))
     return Track(back(x[:, 1:]), end)
-
-
-_Rollout = Rollout
-
-
-def _tables(rod: Rod, damping: Tensor, gravity: Sequence[float] | Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
-    return tables(rod, damping, gravity)

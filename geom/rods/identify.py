@@ -15,7 +15,7 @@ from geom.rods.dynamics import rollout, start
 from geom.rods.rod import Rod
 from geom.values import Fit, replace, value
 
-__all__ = ["FREE", "Identification", "fill_gaps", "identify", "predict", "track_errors"]
+__all__ = ["FREE", "Identification", "between", "fill_gaps", "grips", "identify", "predict", "track_errors"]
 
 # what `identify` can free: the field of Rod, and by how many orders of magnitude the search may leave the guess
 FREE = {
@@ -98,15 +98,25 @@ def predict(
     check_positive(dt, "dt")
     check_positive(substeps, "substeps")
     track = fill_gaps(track)
-    vertices = [v % track.shape[2] for v in clamped]
+    vertices, edges = grips(rod, clamped, held)
+    first = start(rod, track[:, 1], (track[:, 1] - track[:, 0]) / dt, clamped=vertices)
+    path = between(track[:, 1:, vertices], substeps)
+    moved = rollout(rod, first, clamped=vertices, targets=path, held=edges, dt=dt / substeps)
+    return torch.cat([track[:, :2], moved.position[:, substeps - 1 :: substeps]], 1)
+
+
+def grips(rod: Rod, clamped: Sequence[int], held: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    """Clamped vertices, none negative, and held edges: where None, all between clamped vertices."""
+    vertices = [v % len(rod.parent) for v in clamped]
     if held is None:
         held = [k for k, p in enumerate(rod.parent.tolist()) if k in vertices and p in vertices]
-    first = start(rod, track[:, 1], (track[:, 1] - track[:, 0]) / dt, clamped=vertices)
-    path = track[:, 1:, vertices]
+    return vertices, list(held)
+
+
+def between(path: Float[Tensor, "b t k 3"], substeps: int) -> Float[Tensor, "b s k 3"]:
+    """Targets after each substep of the frames after the first, moving evenly."""
     part = torch.arange(1, substeps + 1, device=path.device).to(path.dtype)[:, None, None] / substeps
-    path = (path[:, :-1, None] + part * path.diff(dim=1)[:, :, None]).flatten(1, 2)
-    moved = rollout(rod, first, clamped=vertices, targets=path, held=held, dt=dt / substeps)
-    return torch.cat([track[:, :2], moved.position[:, substeps - 1 :: substeps]], 1)
+    return (path[:, :-1, None] + part * path.diff(dim=1)[:, :, None]).flatten(1, 2)
 
 
 def track_errors(
