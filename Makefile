@@ -24,6 +24,7 @@ bench: .venv/bench-installed system warmup
 	$(BIN)/python -m benchmarks points
 	$(BIN)/python -m benchmarks serialization
 	$(BIN)/python -m benchmarks meshes
+	$(BIN)/python -m benchmarks rods
 
 lint: venv
 	$(BIN)/ruff check

@@ -62,7 +62,7 @@ def markdown_tables(report: Report) -> str:
     lines = [
         f"{_heading(report)} {said}{busy}",
         "",
-        *(line for table in (rows, _untimed(report)) if len(table) > 1 for line in [*_piped(table), ""]),
+        *(line for table in (rows, *_untimed(report)) if len(table) > 1 for line in [*_piped(table), ""]),
         f"<details><summary>{summary}</summary>",
         "",
         *every,
@@ -138,14 +138,13 @@ def _against_the_best(report: Report) -> list[list[str]]:
     return rows
 
 
-def _untimed(report: Report) -> list[list[str]]:
-    """A row of scores for each library in the cases that are there for those only."""
-    series = [s for s in _of(report.parts) if not _is_timed(s)]
-    names = _unique(name for s in series for name in s.scores())
-    rows = [["", *(name.replace("_", " ") for name in names)]]
-    for s in series:
-        rows.append([f"{s.method} {s.library}", *(_number(s.scores()[x]) if x in s.scores() else _NONE for x in names)])
-    return rows
+def _untimed(report: Report) -> Iterator[list[list[str]]]:
+    """A table of each case that is there for its scores only, a row for each library."""
+    for case in _unique(s.case for s in _of(report.parts) if not _is_timed(s)):
+        found = [(f"{s.method} {s.library}", s.scores()) for s in _of(report.parts, case=case)]
+        names = _unique(name for _, scores in found for name in scores)
+        rows = [[who, *(_number(scores[x]) if x in scores else _NONE for x in names)] for who, scores in found]
+        yield [["", *(name.replace("_", " ") for name in names)], *rows]
 
 
 def _every_case(report: Report) -> list[list[str]]:

@@ -51,7 +51,8 @@ def fit(name: str, track: torch.Tensor, out: Path, iterations: int) -> None:
     held_out = torch.zeros(len(track), dtype=torch.bool)
     held_out[::5] = True
     begun = time.process_time()
-    guess = guess_rod(track[~held_out], branches=branches, marker_mass=1e-3 if branches else 0.0)
+    mass = 1e-3 if branches else 0.0
+    guess = [guess_rod(track[~held_out], branches=branches, straight=s, marker_mass=mass) for s in (False, True)]
     found = identify(
         track,
         guess,

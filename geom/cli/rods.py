@@ -63,7 +63,7 @@ def fit(
         held_out[::hold_out] = True
     found = identify(
         track,
-        guess_rod(track[~held_out], branches=shape, linear_density=linear_density),
+        [guess_rod(track[~held_out], branches=shape, straight=s, linear_density=linear_density) for s in (False, True)],
         clamped=grips,
         dt=1 / rate,
         held_out=held_out,

@@ -37,6 +37,7 @@ def guess_rod(
     track: Float[Tensor, "clips t n 3"],
     *,
     branches: Sequence[tuple[int, int]] = (),
+    straight: bool = False,
     linear_density: float = 0.02,
     marker_mass: float = 0.0,
     EI: float = 5e-4,
@@ -45,11 +46,12 @@ def guess_rod(
     viscosity: float = 0.01,
 ) -> Rod:
     """A rod to start `identify` from: edges of their mean length in the clips, naturally curved as it is seen in the
-    first frame, and plain numbers for the rest. A straight guess would not say how the rod lies in its grips.
+    first frame, and plain numbers for the rest.
 
     Args:
         track: metres; of a branched rod first the parent's vertices, then each branch's own (without the junction's).
         branches: (vertex of the parent, number of own vertices) of each.
+        straight: naturally straight instead, but where branches leave.
         linear_density: kg/m, and marker_mass, kg, of each vertex: how a clamped rod moves depends on EI / mass alone,
             so these may be as good as any; light ends of branches need short substeps.
         EI, GJ: N m^2. EA: N. viscosity: s.
@@ -77,7 +79,7 @@ def guess_rod(
         linear_density=linear_density,
         offsets=offsets.to(track.device),
         junctions=joined,
-        straight=False,
+        straight=straight,
         drag=0.5,
         quadratic_drag=0.1,
         viscosity=viscosity,

@@ -154,7 +154,7 @@ def rollout(
     lengths are regained along the edges of y (angular momentum then changes); where that has none either, along those
     of each iterate, and at last one edge after the other gets its length; there the derivative stops. So every result
     is finite.
-    Stable while dt < l^2 / 2 sqrt(mass of a metre / EI) for edges of length l, as explicit bending is. A rod under
+    Stable while dt (dt + 2 viscosity) < (l^2 / 2)^2 (mass of a metre / EI) for edges of length l. A rod under
     tension T wants dt < l sqrt(mass of a metre / T) too: its waves may not cross an edge in a step.
 
     Args:

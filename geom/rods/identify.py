@@ -135,7 +135,7 @@ def track_errors(
 
 def identify(
     track: Float[Tensor, "clips t n 3"],
-    guess: Rod,
+    guess: Rod | Sequence[Rod],
     *,
     clamped: Sequence[int],
     held: Sequence[int] | None = None,
@@ -155,7 +155,8 @@ def identify(
 
     Args:
         track: motion capture, metres; NaN where a marker was lost, which counts for nothing.
-        guess: in each field a number of the right order; lengths and masses as measured.
+        guess: in each field a number of the right order; lengths and masses as measured. Of several guesses each is
+            followed for a quarter of the iterations, and the best goes on from there.
         clamped, held, dt, substeps: as in `predict`.
         free: of `FREE`: "EI", "GJ", "mass" (one factor for each rod and each junction), "EA", "drag",
             "quadratic_drag", "internal_damping", "viscosity" (one factor), "curvature", "twist" (by bend).
@@ -166,6 +167,14 @@ def identify(
 
     Guarantees: not differentiable; deterministic on the CPU for one generator; float32 and float64
     """
+    if not isinstance(guess, Rod):
+        first = {"clamped": clamped, "held": held, "dt": dt, "substeps": substeps, "free": free, "held_out": held_out}
+        more = {**first, "generator": generator, "progress": progress}
+        tried = [identify(track, g, starts=starts, iterations=max(1, iterations // 4), **more) for g in guess]
+        if not tried:
+            raise ShapeError("guess: expected a rod or several, got none")
+        best_guess = min(tried, key=lambda found: float(found.cost)).value
+        return identify(track, best_guess, starts=1, iterations=iterations, **more)
     unknown = [name for name in free if name not in FREE]
     if unknown or not free:
         raise ShapeError(f"free: expected names of {', '.join(FREE)}, got {unknown or 'none'}")
@@ -179,7 +188,12 @@ def identify(
     def errors(rod: Rod, seen: Tensor) -> Tensor:
         return track_errors(predict(rod, seen, clamped=clamped, held=held, dt=dt, substeps=substeps), seen)
 
-    vector = _search(model, fitted, errors, starts, generator) if starts > 1 else model.zeros()
+    vector = model.zeros()
+    for vector in _search(model, fitted, errors, starts, generator) if starts > 1 else []:
+        trial = vector.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(errors(model.rod(trial), fitted).mean(), trial)
+        if 0 < float(slope.norm()) < 1:  # metres; where the motion is unstable it overflows, and leads nowhere
+            break
     vector.requires_grad_()
     optimizer = torch.optim.Adam([{"params": [vector], "lr": 1.0}], betas=(0.9, 0.95))
     best, best_vector = math.inf, vector.detach().clone()
@@ -261,8 +275,8 @@ def _search(
     errors: Callable[[Rod, Tensor], Tensor],
     starts: int,
     generator: torch.Generator | None,
-) -> Tensor:
-    """The best of several starting vectors on every so manieth clip, all in one batch."""
+) -> list[Tensor]:
+    """The best of several starting vectors on every so manieth clip, all in one batch, the best first."""
     some = track[:: max(1, len(track) // 6)]
     vectors = model.zeros().repeat(starts, 1)
     for name, part, scale, _ in model.parts:
@@ -275,4 +289,5 @@ def _search(
     with torch.no_grad():
         seen = some.repeat(starts, 1, 1, 1)
         error = errors(rods, seen).reshape(starts, clips).mean(1)
-    return vectors[int(torch.where(error.isfinite(), error, math.inf).argmin())].clone()
+    order = torch.where(error.isfinite(), error, math.inf).argsort()
+    return [vectors[i].clone() for i in order[:8].tolist()]

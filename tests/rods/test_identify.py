@@ -90,6 +90,19 @@ def test_identify_is_deterministic_and_free_says_what_moves() -> None:
     assert torch.equal(a.bend_stiffness, guess.bend_stiffness)
 
 
+def test_of_several_guesses_the_best_goes_on() -> None:
+    rod, track = swung(clips=1, frames=12)
+    bad = replace(rod, curvature=rod.curvature + 2.0)
+
+    def run(*guess: Rod) -> float:
+        more = {"clamped": CLAMPED, "free": ("drag",), "starts": 1, "iterations": 4, "progress": False}
+        return float(identify(track, guess, **more).cost)  # type: ignore[arg-type]
+
+    assert run(bad, rod) == run(rod) < 0.5 * run(bad)
+    with pytest.raises(ShapeError, match="a rod or several"):
+        run()
+
+
 def test_gaps_are_filled_and_do_not_count() -> None:
     rod, track = swung(clips=2, frames=12)
     holes = track.clone()
