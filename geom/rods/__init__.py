@@ -8,6 +8,7 @@ from geom.rods.hessian import elastic_hessian
 from geom.rods.identify import Identification, identify, predict, track_errors
 from geom.rods.implicit import implicit_euler, implicit_midpoint
 from geom.rods.kinematics import directors_without_twist, edge_tangents, natural_strain, strains, transport
+from geom.rods.planning import Plan, plan
 from geom.rods.residual import Residual, fit_residual, predict_with
 from geom.rods.rod import Rod, Section, circular_section, make_rod
 from geom.rods.statics import equilibrium, potential_energy
@@ -34,6 +35,8 @@ __all__ = [
     "identify",
     "predict",
     "track_errors",
+    "Plan",
+    "plan",
     "Residual",
     "fit_residual",
     "predict_with",

@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from geom.errors import FileFormatError, ShapeError
-from geom.rods import Cable, Rod, guess_rod, load_cable, make_rod, predict, save_cable, track_errors
+from geom.rods import (
+    Cable,
+    Residual,
+    Rod,
+    guess_rod,
+    load_cable,
+    make_rod,
+    predict,
+    predict_with,
+    save_cable,
+    track_errors,
+)
 from geom.rods.clips import branched_errors
 from geom.values import replace
 
@@ -112,6 +123,21 @@ def test_shipped_cables_predict_clips_that_were_held_out(path: Path, data: Path)
     report = json.loads(path.read_text())["report"]
     held_out = report["held_out_clips"][::4][: len(track)]
     torch.testing.assert_close(100 * track_errors(predicted, track), torch.tensor(held_out), rtol=0.05, atol=0.02)
+    weights = path.with_suffix(".safetensors")
+    if weights.exists():
+        with torch.no_grad():
+            better = predict_with(
+                shipped.rod,
+                Residual.load(weights),
+                track,
+                clamped=shipped.clamped,
+                held=shipped.held,
+                dt=1 / shipped.rate,
+                substeps=shipped.substeps,
+            )
+        told = report["with_residual"]["residual"]["held_out_clips"][::4][: len(track)]
+        torch.testing.assert_close(100 * track_errors(better, track), torch.tensor(told), rtol=0.05, atol=0.02)
+        assert report["with_residual"]["residual"]["held_out_mean"] < report["held_out_mean"]
     plain = replace(shipped.rod, curvature=0 * shipped.rod.curvature, bend_stiffness=0.3 * shipped.rod.bend_stiffness)
     assert isinstance(plain, Rod)
     with torch.no_grad():
