@@ -14,8 +14,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from geom.lie import Rigid, quaternion
-from geom.rods import equilibrium, make_rod, rollout
-from geom.rods import plan
+from geom.rods import equilibrium, make_rod, plan, rollout
 
 GRIPS, DT, SPEED, TURN = (0, 1, -2, -1), 0.01, 0.22, 0.7  # vertices, s, m/s, rad/s
 
