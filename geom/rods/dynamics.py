@@ -184,25 +184,9 @@ def rollout(
 
     Guarantees: differentiable; deterministic; edges 1e-15 f64, 1e-7 f32 of the coordinates
     """
-    check_positive(dt, "dt")
-    batch = state.position.shape[:-2]
-    fixed = clamps(rod, clamped, held)
-    known = [x.shape[-3] for x in (targets, forces) if x is not None]
-    steps = known[0] if steps is None and known else steps
-    if steps is None or steps < 1 or any(count != steps for count in known):
-        raise ShapeError(f"steps: expected a number of at least 1, that of targets and forces, got {steps} and {known}")
-    n, k = len(rod.parent), len(fixed.vertices)
-    check_state(rod, state.position, "state")
-    if targets is None:
-        targets = state.position[..., None, fixed.vertices, :].expand(*batch, steps, k, 3)
-    check_finite(targets, "targets")
-    if targets.shape != (*batch, steps, k, 3):
-        raise ShapeError(f"targets: expected {(*batch, steps, k, 3)}, got {describe(targets)}")
-    if forces is not None and forces.shape != (*batch, steps, n, 3):
-        raise ShapeError(f"forces: expected {(*batch, steps, n, 3)}, got {describe(forces)}")
-    check_reach(rod, fixed, targets)
+    fixed, targets, steps = check_run(rod, state, steps, clamped, targets, held, dt, forces)
     if contacts is not None:
-        check_contacts(contacts, rod, batch)
+        check_contacts(contacts, rod, state.position.shape[:-2])
     return _roll(rod, state, targets, fixed, steps, dt, gravity, forces, contacts, rod.damping(), backend)
 
 
@@ -253,6 +237,37 @@ def check_state(rod: Rod, x: Tensor, name: str) -> None:
         raise ShapeError(f"{name}: expected (*b, {len(rod.parent)}, 3) of {rod.mass.dtype}, got {describe(x)}")
     if rod.mass.ndim > 1 and rod.mass.shape[:-1] != x.shape[:-2]:
         raise ShapeError(f"{name}: expected the batch {tuple(rod.mass.shape[:-1])} of the rod, got {describe(x)}")
+
+
+def check_run(
+    rod: Rod,
+    state: State,
+    steps: int | None,
+    clamped: Sequence[int] | Tensor,
+    targets: Tensor | None,
+    held: Sequence[int] | Tensor,
+    dt: float,
+    forces: Tensor | None,
+) -> tuple[Clamps, Tensor, int]:
+    """The clamps, targets and number of steps of a rollout. Raises: ShapeError, as `rollout`."""
+    check_positive(dt, "dt")
+    batch = state.position.shape[:-2]
+    fixed = clamps(rod, clamped, held)
+    known = [x.shape[-3] for x in (targets, forces) if x is not None]
+    steps = known[0] if steps is None and known else steps
+    if steps is None or steps < 1 or any(count != steps for count in known):
+        raise ShapeError(f"steps: expected a number of at least 1, that of targets and forces, got {steps} and {known}")
+    n, k = len(rod.parent), len(fixed.vertices)
+    check_state(rod, state.position, "state")
+    if targets is None:
+        targets = state.position[..., None, fixed.vertices, :].expand(*batch, steps, k, 3)
+    for name, x, shape in (("targets", targets, (*batch, steps, k, 3)), ("forces", forces, (*batch, steps, n, 3))):
+        if x is not None:
+            check_finite(x, name)
+            if x.shape != shape:
+                raise ShapeError(f"{name}: expected {shape}, got {describe(x)}")
+    check_reach(rod, fixed, targets)
+    return fixed, targets, steps
 
 
 def check_reach(rod: Rod, fixed: Clamps, targets: Tensor) -> None:

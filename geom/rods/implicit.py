@@ -8,12 +8,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geom.checks import check_positive, describe
-from geom.errors import ConvergenceWarning, ShapeError
+from geom.errors import ConvergenceWarning
 from geom.kernels import bridge
 from geom.kernels import rod_implicit as kernels
-from geom.rods import dynamics
-from geom.rods.dynamics import GRAVITY, Clamps, State, Track, check_reach, clamps
+from geom.rods.dynamics import GRAVITY, Clamps, State, Track, check_run
 from geom.rods.energy import relax_rolls
 from geom.rods.launch import tables
 from geom.rods.rod import Rod, Tree
@@ -103,22 +101,7 @@ def _steps(
     gravity: Sequence[float] | Tensor,
     forces: Tensor | None,
 ) -> Track:
-    check_positive(scheme.dt, "dt")
-    batch = state.position.shape[:-2]
-    fixed = clamps(rod, clamped, held)
-    known = [x.shape[-3] for x in (targets, forces) if x is not None]
-    steps = known[0] if steps is None and known else steps
-    if steps is None or steps < 1 or any(count != steps for count in known):
-        raise ShapeError(f"steps: expected a number of at least 1, that of targets and forces, got {steps} and {known}")
-    n, k = len(rod.parent), len(fixed.vertices)
-    dynamics.check_state(rod, state.position, "state")
-    if targets is None:
-        targets = state.position[..., None, fixed.vertices, :].expand(*batch, steps, k, 3)
-    dynamics.check_finite(targets, "targets")
-    for name, x, shape in (("targets", targets, (*batch, steps, k, 3)), ("forces", forces, (*batch, steps, n, 3))):
-        if x is not None and x.shape != shape:
-            raise ShapeError(f"{name}: expected {shape}, got {describe(x)}")
-    check_reach(rod, fixed, targets)
+    fixed, targets, _ = check_run(rod, state, steps, clamped, targets, held, scheme.dt, forces)
     track, failed = advance(rod, state, targets, fixed, scheme, gravity, forces)
     if bool(failed.any()):
         words = f"implicit steps of {scheme.dt} s: Newton's method found no solution in {int(failed.sum())} of them"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geom.errors import ShapeError
-from geom.rods import Rod, State, Track, make_rod, rollout, start, step
+from geom.rods import Rod, State, Track, implicit_euler, implicit_midpoint, make_rod, rollout, start, step
 from geom.values import replace
 
 FIELDS = [f.name for f in dataclasses.fields(Rod) if f.name not in ("parent", "stretch_stiffness")]
@@ -328,3 +328,14 @@ def test_bad_input_is_refused() -> None:
         start(rod, x[:5])
     with pytest.raises(ShapeError, match="finite"):
         start(rod, x * torch.nan)
+
+
+@pytest.mark.parametrize("run", [rollout, implicit_euler, implicit_midpoint])
+def test_forces_that_are_no_numbers_are_refused(run) -> None:
+    line = torch.linspace(0, 1, 5).double()
+    x = torch.stack([line, 0 * line, 0 * line], -1)
+    rod = make_rod(x, EI=1e-3, GJ=1e-3)
+    forces = torch.zeros(2, 5, 3, dtype=torch.float64)
+    forces[1, 2, 0] = torch.nan
+    with pytest.raises(ShapeError, match="forces"):
+        run(rod, start(rod, x), forces=forces)
