@@ -155,8 +155,8 @@ def identify(
 
     Args:
         track: motion capture, metres; NaN where a marker was lost, which counts for nothing.
-        guess: in each field a number of the right order; lengths and masses as measured. Of several guesses each is
-            followed for a quarter of the iterations, and the best goes on from there.
+        guess: in each field a number of the right order (what is 0 and moves by a factor stays 0); lengths and masses
+            as measured. Of several guesses each is followed for a quarter of the iterations; the best goes on.
         clamped, held, dt, substeps: as in `predict`.
         free: of `FREE`: "EI", "GJ", "mass" (one factor for each rod and each junction), "EA", "drag",
             "quadratic_drag", "internal_damping", "viscosity" (one factor), "curvature", "twist" (by bend).
@@ -188,13 +188,13 @@ def identify(
     def errors(rod: Rod, seen: Tensor) -> Tensor:
         return track_errors(predict(rod, seen, clamped=clamped, held=held, dt=dt, substeps=substeps), seen)
 
-    vector = model.zeros()
-    for vector in _search(model, fitted, errors, starts, generator) if starts > 1 else []:
+    def leads_on(vector: Tensor) -> bool:  # where the motion is unstable the slope, in metres, overflows
         trial = vector.clone().requires_grad_()
         (slope,) = torch.autograd.grad(errors(model.rod(trial), fitted).mean(), trial)
-        if 0 < float(slope.norm()) < 1:  # metres; where the motion is unstable it overflows, and leads nowhere
-            break
-    vector.requires_grad_()
+        return 0 < float(slope.norm()) < 1
+
+    found = _search(model, fitted, errors, starts, generator) if starts > 1 else [model.zeros()]
+    vector = next(filter(leads_on, found), found[0]).requires_grad_()
     optimizer = torch.optim.Adam([{"params": [vector], "lr": 1.0}], betas=(0.9, 0.95))
     best, best_vector = math.inf, vector.detach().clone()
     for i in (bar := tqdm(range(iterations), desc="identify", disable=None if progress else True)):
