@@ -85,7 +85,8 @@ def predict(
 
     Args:
         rod: as `identify` finds it. track: metres, at least 3 frames dt seconds apart.
-        clamped: vertices whose path is given, negative ones from the end.
+        clamped: vertices whose path is given, negative ones from the end. One within a rod, without a neighbour, is a
+            grip that does not turn: it keeps the direction of the edge before it.
         held: edges that do not roll in their grips; all between clamped vertices if None.
         dt: seconds between frames. substeps: of each frame, grips moving evenly.
     Returns: positions as the track's.
@@ -98,19 +99,30 @@ def predict(
     check_positive(dt, "dt")
     check_positive(substeps, "substeps")
     track = fill_gaps(track)
-    vertices, edges = grips(rod, clamped, held)
+    vertices, edges, led = grips(rod, track, clamped, held)
     first = start(rod, track[:, 1], (track[:, 1] - track[:, 0]) / dt, clamped=vertices)
-    path = between(track[:, 1:, vertices], substeps)
+    path = between(led[:, 1:, vertices], substeps)
     moved = rollout(rod, first, clamped=vertices, targets=path, held=edges, dt=dt / substeps)
     return torch.cat([track[:, :2], moved.position[:, substeps - 1 :: substeps]], 1)
 
 
-def grips(rod: Rod, clamped: Sequence[int], held: Sequence[int] | None) -> tuple[list[int], list[int]]:
-    """Clamped vertices, none negative, and held edges: where None, all between clamped vertices."""
-    vertices = [v % len(rod.parent) for v in clamped]
+def grips(
+    rod: Rod, track: Float[Tensor, "clips t n 3"], clamped: Sequence[int], held: Sequence[int] | None
+) -> tuple[list[int], list[int], Float[Tensor, "clips t n 3"]]:
+    """Clamped vertices, none negative; held edges, where None all between clamped vertices; and the track that leads
+    them. A grip on one vertex within a rod keeps the direction that the edge before it has in frame 1: the vertex
+    before is clamped too, and led along with it."""
+    parent = rod.parent.tolist()
+    vertices = [v % len(parent) for v in clamped]
+    near = {p for k, p in enumerate(parent) if k in vertices} | {k for k, p in enumerate(parent) if p in vertices}
+    alone = [v for v in vertices if v not in near and parent[v] >= 0 and v in parent]
+    led = track.clone() if alone else track
+    for v in alone:
+        led[:, 1:, parent[v]] = track[:, 1:, v] + (track[:, 1:2, parent[v]] - track[:, 1:2, v])
+    vertices += [parent[v] for v in alone]
     if held is None:
-        held = [k for k, p in enumerate(rod.parent.tolist()) if k in vertices and p in vertices]
-    return vertices, list(held)
+        held = [k for k, p in enumerate(parent) if k in vertices and p in vertices]
+    return vertices, list(held), led
 
 
 def between(path: Float[Tensor, "b t k 3"], substeps: int) -> Float[Tensor, "b s k 3"]:

@@ -262,9 +262,9 @@ def predict_with(
     """
     _check_track(rod, residual, track, dt, substeps)
     track = fill_gaps(track)
-    vertices, held = grips(rod, clamped, held)
+    vertices, held, led = grips(rod, track, clamped, held)
     first = start(rod, track[:, 1], (track[:, 1] - track[:, 0]) / dt, clamped=vertices)
-    path = track[:, 1:, vertices]
+    path = led[:, 1:, vertices]
     moved = rollout_with(rod, residual, first, clamped=vertices, path=path, held=held, dt=dt, substeps=substeps)
     return torch.cat([track[:, :2], moved], 1)
 
@@ -311,7 +311,7 @@ def fit_residual(
     """
     residual = Residual(rod.parent, generator=torch.Generator().manual_seed(config.seed))
     _check_track(rod, residual, track, dt, substeps)
-    vertices, edges = grips(rod, clamped, held)
+    vertices, edges, _ = grips(rod, track, clamped, held)
     if held_out is None:
         held_out = torch.zeros(track.shape[0], dtype=torch.bool)
     fitted = (~held_out).nonzero()[:, 0].tolist()

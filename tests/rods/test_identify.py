@@ -147,6 +147,16 @@ def test_wrong_input(change: dict[str, object], words: str) -> None:
         identify(track, rod, **({"clamped": CLAMPED, "iterations": 1, "starts": 1, "progress": False} | change))  # type: ignore[arg-type]
 
 
+def test_a_grip_on_one_vertex_within_a_rod_does_not_turn() -> None:
+    rod, track = swung(clips=2, frames=30)
+    predicted = predict(rod, track, clamped=(4, -2, -1))
+    torch.testing.assert_close(predicted[:, :, 4], track[:, :, 4])
+    edge = predicted[:, :, 4] - predicted[:, :, 3]
+    torch.testing.assert_close(edge[:, 1:], edge[:, 1:2].expand(-1, 29, 3))
+    loose = predict(rod, track, clamped=(0, -1))  # ends are pivots
+    assert float((loose[:, 1:, 1] - loose[:, 1:, 0]).diff(dim=1).abs().max()) > 1e-4
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_tracks() -> None:
     rod, track = swung(clips=1, frames=12)
