@@ -63,11 +63,10 @@ class Stepper:
         self._frames = self._frames[:, :, None].expand(-1, -1, 2, -1, -1).contiguous()
         self._velocity, self._before = (flat(y.detach(), 2).clone() for y in (state.velocity, before))
         self._goal = self._frames[0, :, 0, fixed.vertices].contiguous()
-        self._spans = None
-        if found := spans(rod, fixed.vertices):
-            first, second = (torch.tensor([span[end] for span in found], device=x.device) for end in (0, 1))
-            length = torch.stack([rod.length[..., path].sum(-1).detach() for _, _, path in found], -1)
-            self._spans = (first, second, length.reshape(-1, len(found)))
+        self._spans = [  # places of two clamped vertices, and how far apart they may be in each entry
+            (a, b, (rod.length[..., path].sum(-1) * (1 + 1e-5)).expand(self._batch).reshape(-1).tolist())
+            for a, b, path in spans(rod, fixed.vertices)
+        ]
         tree, count = rod.tree, self._frames.shape[1]
         items = count * (len(tree.offsets) - 1)
         args = (
@@ -95,14 +94,14 @@ class Stepper:
             if not math.isfinite(targets.sum().item()):
                 raise ShapeError("targets: expected finite numbers, got some that are not")
             goal = targets.reshape(self._goal.shape)
-            if self._spans is not None:
-                first, second, length = self._spans
-                apart = torch.linalg.vector_norm(goal[:, first] - goal[:, second], dim=-1)
-                if not bool((apart <= length * (1 + 1e-5)).all()):
-                    raise ShapeError(
-                        f"targets: expected clamped vertices no farther apart than the rod between them is long, "
-                        f"{float(length.min()):.4g} m, got {float(apart.max()):.4g} m"
-                    )
+            rows = goal.tolist() if self._spans else []  # plain numbers: small tensor operations would cost more
+            for a, b, reach in self._spans:
+                for row, most in zip(rows, reach, strict=True):
+                    if math.dist(row[a], row[b]) > most:
+                        raise ShapeError(
+                            f"targets: expected clamped vertices no farther apart than the rod between them is long, "
+                            f"{most:.4g} m, got {math.dist(row[a], row[b]):.4g} m"
+                        )
             self._goal.copy_(goal)
         self._run()
         self._old.copy_(self._new)
