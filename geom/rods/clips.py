@@ -15,7 +15,7 @@ from geom.checks import describe
 from geom.errors import FileFormatError, ShapeError
 from geom.files import write_atomically
 from geom.rods.identify import fill_gaps
-from geom.rods.rod import Rod, make_rod
+from geom.rods.rod import DAMPING, Rod, make_rod
 from geom.values import replace
 
 __all__ = ["Cable", "branched_errors", "guess_rod", "load_cable", "save_cable"]
@@ -154,7 +154,7 @@ def load_cable(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
         n = len(rod.parent)
         for name, x in fields.items():
             own = (2,) if name in ("bend_stiffness", "curvature") else ()
-            expected = () if name in _SCALARS else (n, *own)
+            expected = () if name in DAMPING else (n, *own)
             if x.shape != expected or bool(x.isnan().any()):
                 raise ValueError(f"{name} of shape {tuple(x.shape)}, not {expected}")
         index = torch.arange(n)
@@ -173,6 +173,3 @@ def load_cable(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
         )
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise FileFormatError(path, f"expected the parameters of a cable, got {error!r}") from error
-
-
-_SCALARS = ("drag", "quadratic_drag", "internal_damping", "viscosity")

@@ -13,7 +13,7 @@ from geom.rods.contact import Contacts, check_contacts
 from geom.rods.energy import elastic_energy
 from geom.rods.kinematics import directors_without_twist, edge_tangents
 from geom.rods.launch import Clamps, Rollout, Scene, flat, settle, tables
-from geom.rods.rod import Rod
+from geom.rods.rod import Rod, undamped
 from geom.rods.twin import rollout_twin
 from geom.values import Value, replace, value
 
@@ -99,11 +99,10 @@ def start(
     target = position[..., None, fixed.vertices, :]
     check_reach(rod, fixed, target)
     zero = torch.zeros_like(position)
-    loose = replace(rod, bend_stiffness=0 * rod.bend_stiffness, twist_stiffness=0 * rod.twist_stiffness)
+    loose = replace(undamped(rod), bend_stiffness=0 * rod.bend_stiffness, twist_stiffness=0 * rod.twist_stiffness)
     bare = directors_without_twist(edge_tangents(position.detach(), rod.parent), rod.parent)
     still = State(position, zero, bare, zero)
-    none = torch.zeros_like(rod.damping())
-    x = _roll(loose, still, target, fixed, 1, 1.0, (0.0, 0.0, 0.0), None, None, none, "auto").position[..., 0, :, :]
+    x = _roll(loose, still, target, fixed, 1, 1.0, (0.0, 0.0, 0.0), None, None, "auto").position[..., 0, :, :]
     tangent = edge_tangents(x.detach(), rod.parent)
     given = directors_without_twist(tangent, rod.parent) if director is None else director
     strain = torch.zeros_like(x) if twist is None else torch.stack([torch.zeros_like(twist)] * 2 + [twist], -1)
@@ -187,7 +186,7 @@ def rollout(
     fixed, targets, steps = check_run(rod, state, steps, clamped, targets, held, dt, forces)
     if contacts is not None:
         check_contacts(contacts, rod, state.position.shape[:-2])
-    return _roll(rod, state, targets, fixed, steps, dt, gravity, forces, contacts, rod.damping(), backend)
+    return _roll(rod, state, targets, fixed, steps, dt, gravity, forces, contacts, backend)
 
 
 def step(
@@ -231,6 +230,13 @@ def check_finite(x: Tensor, name: str) -> None:
         raise ShapeError(f"{name}: expected finite numbers, got {int((~x.isfinite()).sum())} that are not")
 
 
+def check_rows(x: Tensor | None, shape: tuple[int, ...], name: str) -> None:
+    if x is not None:
+        check_finite(x, name)
+        if x.shape != shape:
+            raise ShapeError(f"{name}: expected {shape}, got {describe(x)}")
+
+
 def check_state(rod: Rod, x: Tensor, name: str) -> None:
     check_finite(x, name)
     if x.shape[-2] != len(rod.parent) or x.dtype != rod.mass.dtype:
@@ -261,11 +267,8 @@ def check_run(
     check_state(rod, state.position, "state")
     if targets is None:
         targets = state.position[..., None, fixed.vertices, :].expand(*batch, steps, k, 3)
-    for name, x, shape in (("targets", targets, (*batch, steps, k, 3)), ("forces", forces, (*batch, steps, n, 3))):
-        if x is not None:
-            check_finite(x, name)
-            if x.shape != shape:
-                raise ShapeError(f"{name}: expected {shape}, got {describe(x)}")
+    check_rows(targets, (*batch, steps, k, 3), "targets")
+    check_rows(forces, (*batch, steps, n, 3), "forces")
     check_reach(rod, fixed, targets)
     return fixed, targets, steps
 
@@ -321,20 +324,19 @@ def _roll(
     gravity: Sequence[float] | Tensor,
     forces: Tensor | None,
     contacts: Contacts | None,
-    damping: Tensor,
     backend: str,
 ) -> Track:
     if not bridge.choose(backend, state.position, targets, rod.mass):
         g = torch.as_tensor(gravity, dtype=state.position.dtype, device=state.position.device)
         given = (state.position, state.velocity, state.director, state.strain, state.strain_before)
-        rest = (steps, dt, g, forces, contacts, damping)
+        rest = (steps, dt, g, forces, contacts)
         x, *end = rollout_twin(rod, given, targets, fixed.vertices, fixed.held > 0, *rest)
         return Track(x, State(x[..., -1, :, :], *end))
     batch = state.position.shape[:-2]
     before = state.strain if state.strain_before is None else state.strain_before
     fields = [flat(y, 2) for y in (state.position, state.velocity, state.director, state.strain, before)]
     extra = state.position.new_empty(0) if forces is None else flat(forces, 3)
-    given = (*tables(rod, damping, gravity), flat(targets, 3), extra, rod.tree, fixed)
+    given = (*tables(rod, gravity), flat(targets, 3), extra, rod.tree, fixed)
     plan = (steps, int(state.strain_before is not None), dt)
     x, v, m, s, old = Rollout.apply(*fields, *given, plan, *(() if contacts is None else Scene.of(rod, contacts)))
 

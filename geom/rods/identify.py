@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,11 +12,23 @@ from tqdm import tqdm
 
 from geom.checks import check_positive, describe
 from geom.errors import ShapeError
-from geom.rods.dynamics import rollout, start
+from geom.rods.dynamics import State, rollout, start
 from geom.rods.rod import Rod
 from geom.values import Fit, replace, value
 
-__all__ = ["FREE", "Identification", "between", "fill_gaps", "grips", "identify", "predict", "track_errors"]
+__all__ = [
+    "FREE",
+    "Begun",
+    "Identification",
+    "begin",
+    "between",
+    "check_clips",
+    "fill_gaps",
+    "grips",
+    "identify",
+    "predict",
+    "track_errors",
+]
 
 # what `identify` can free: the field of Rod, and by how many orders of magnitude the search may leave the guess
 FREE = {
@@ -94,16 +107,39 @@ def predict(
 
     Guarantees: differentiable in the rod, as `rollout`; deterministic; float32 and float64
     """
+    begun = begin(rod, track, clamped, held, dt, substeps)
+    targets = between(begun.path, substeps)
+    moved = rollout(rod, begun.state, clamped=begun.vertices, targets=targets, held=begun.edges, dt=dt / substeps)
+    return torch.cat([begun.frames, moved.position[:, substeps - 1 :: substeps]], 1)
+
+
+class Begun(NamedTuple):
+    """What a prediction begins with: frames 0 and 1 (clips, 2, n, 3), the state in frame 1, clamped vertices and their
+    path (clips, t - 1, k, 3) from there on, and held edges."""
+
+    frames: Tensor
+    state: State
+    vertices: list[int]
+    path: Tensor
+    edges: list[int]
+
+
+def begin(
+    rod: Rod, track: Tensor, clamped: Sequence[int], held: Sequence[int] | None, dt: float, substeps: int
+) -> Begun:
+    """From the arguments of `predict`. Raises: ShapeError."""
+    check_clips(rod, track, dt, substeps)
+    track = fill_gaps(track)
+    vertices, edges, led = grips(rod, track, clamped, held)
+    state = start(rod, track[:, 1], (track[:, 1] - track[:, 0]) / dt, clamped=vertices)
+    return Begun(track[:, :2], state, vertices, led[:, 1:, vertices], edges)
+
+
+def check_clips(rod: Rod, track: Tensor, dt: float, substeps: int) -> None:
     if track.ndim != 4 or track.shape[1] < 3 or track.shape[2:] != (len(rod.parent), 3):
         raise ShapeError(f"track: expected (clips, t > 2, {len(rod.parent)}, 3), got {describe(track)}")
     check_positive(dt, "dt")
     check_positive(substeps, "substeps")
-    track = fill_gaps(track)
-    vertices, edges, led = grips(rod, track, clamped, held)
-    first = start(rod, track[:, 1], (track[:, 1] - track[:, 0]) / dt, clamped=vertices)
-    path = between(led[:, 1:, vertices], substeps)
-    moved = rollout(rod, first, clamped=vertices, targets=path, held=edges, dt=dt / substeps)
-    return torch.cat([track[:, :2], moved.position[:, substeps - 1 :: substeps]], 1)
 
 
 def grips(

@@ -134,7 +134,7 @@ def advance(
             before = before + relaxed - relaxed.detach()  # rolls, so strains, are functions of positions
     history = int(before is not None)
     fields = (state.position, state.velocity, state.director, state.strain, state.strain if before is None else before)
-    table, rates = tables(rod, rod.damping(), gravity)
+    table, rates = tables(rod, gravity)
     extra = state.position.new_empty(0) if forces is None else flat(forces, 3)
     args = [flat(y, 2) for y in fields]
     x, v, m, s, old, failed = _Steps.apply(

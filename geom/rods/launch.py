@@ -34,7 +34,7 @@ def settle(rod: Rod, position: Tensor, director: Tensor, strain: Tensor, fixed: 
     shape = position.shape
     x = position.reshape(-1, *shape[-2:]).contiguous()
     m, s = (y.expand(shape).reshape(-1, *shape[-2:]).clone() for y in (director, strain))
-    table, rates = tables(rod, rod.damping(), (0.0, 0.0, 0.0))
+    table, rates = tables(rod, (0.0, 0.0, 0.0))
     items = x.shape[0] * (len(tree.offsets) - 1)
     left = x.new_empty(items)
     args = arguments(tree, fixed, table, rates, x.shape[0], 1.0, items)
@@ -73,9 +73,9 @@ class Scene(NamedTuple):
         return (*arrays, max(self.bodies.shape[0], self.law.shape[0]), self.bodies.shape[1])
 
 
-def tables(rod: Rod, damping: Tensor, gravity: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:
+def tables(rod: Rod, gravity: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:
     """`Rod.table` and rates (1 or B, ...), flat: damping and gravity."""
-    table = rod.table()
+    table, damping = rod.table(), rod.damping()
     g = torch.as_tensor(gravity, dtype=table.dtype, device=table.device)
     rates = torch.cat([damping, g.expand(*damping.shape[:-1], 3)], -1)
     if table.ndim > 2:

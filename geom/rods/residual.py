@@ -14,7 +14,7 @@ from typing_extensions import Self
 from geom.checks import check_positive, describe
 from geom.errors import FileFormatError, ShapeError
 from geom.rods.dynamics import GRAVITY, State, check_reach, clamps, start
-from geom.rods.identify import between, fill_gaps, grips
+from geom.rods.identify import begin, between, check_clips, fill_gaps, grips
 from geom.rods.launch import Clamps, Rollout, tables
 from geom.rods.rod import Rod
 from geom.train import Cosine, TrainConfig, load_checkpoint, load_weights, save_checkpoint, stack, train
@@ -205,7 +205,7 @@ def rollout_with(
 def _stepper(rod: Rod, fixed: Clamps, step: float) -> Callable[[State, Tensor, Tensor | None], tuple[Tensor, State]]:
     """(state, targets (b, t, k, 3), force (b, n, 3)) -> positions (b, t + 1, n, 3) from the state's on, state; what
     `rollout` does, less its checks and its reading of the rod."""
-    table, rates = tables(rod, rod.damping(), GRAVITY)
+    table, rates = tables(rod, GRAVITY)
     tree = rod.tree
 
     def advance(state: State, goal: Tensor, force: Tensor | None) -> tuple[Tensor, State]:
@@ -260,23 +260,24 @@ def predict_with(
 
     Guarantees: differentiable in rod and residual, as `rollout`; deterministic; float32 and float64
     """
-    _check_track(rod, residual, track, dt, substeps)
-    track = fill_gaps(track)
-    vertices, held, led = grips(rod, track, clamped, held)
-    first = start(rod, track[:, 1], (track[:, 1] - track[:, 0]) / dt, clamped=vertices)
-    path = led[:, 1:, vertices]
-    moved = rollout_with(rod, residual, first, clamped=vertices, path=path, held=held, dt=dt, substeps=substeps)
-    return torch.cat([track[:, :2], moved], 1)
+    _check_topology(rod, residual)
+    begun = begin(rod, track, clamped, held, dt, substeps)
+    moved = rollout_with(
+        rod,
+        residual,
+        begun.state,
+        clamped=begun.vertices,
+        path=begun.path,
+        held=begun.edges,
+        dt=dt,
+        substeps=substeps,
+    )
+    return torch.cat([begun.frames, moved], 1)
 
 
-def _check_track(rod: Rod, residual: Residual, track: Tensor, dt: float, substeps: int) -> None:
-    n = len(rod.parent)
-    if track.ndim != 4 or track.shape[1] < 3 or track.shape[2:] != (n, 3):
-        raise ShapeError(f"track: expected (clips, t > 2, {n}, 3), got {describe(track)}")
+def _check_topology(rod: Rod, residual: Residual) -> None:
     if residual.parent.tolist() != rod.parent.tolist():
         raise ShapeError(f"residual: expected one of the rod's topology, got {residual.parent.tolist()}")
-    check_positive(dt, "dt")
-    check_positive(substeps, "substeps")
 
 
 def fit_residual(
@@ -310,7 +311,8 @@ def fit_residual(
     Guarantees: not differentiable; deterministic on the CPU for one seed
     """
     residual = Residual(rod.parent, generator=torch.Generator().manual_seed(config.seed))
-    _check_track(rod, residual, track, dt, substeps)
+    check_clips(rod, track, dt, substeps)
+    _check_topology(rod, residual)
     vertices, edges, _ = grips(rod, track, clamped, held)
     if held_out is None:
         held_out = torch.zeros(track.shape[0], dtype=torch.bool)

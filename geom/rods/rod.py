@@ -13,9 +13,11 @@ from torch import Tensor
 from geom.checks import check_offsets, check_points, check_positive, describe
 from geom.errors import ShapeError
 from geom.rods.kinematics import natural_strain
-from geom.values import Value, value
+from geom.values import Value, replace, value
 
-__all__ = ["Rod", "Section", "Tree", "circular_section", "make_rod"]
+__all__ = ["DAMPING", "Rod", "Section", "Tree", "circular_section", "make_rod", "undamped"]
+
+DAMPING = ("drag", "quadratic_drag", "internal_damping", "viscosity")  # fields of one number a rod
 
 
 class Section(NamedTuple):
@@ -69,7 +71,7 @@ class Rod(Value):
 
     def damping(self) -> Tensor:
         """drag, quadratic_drag, internal_damping, viscosity (*b, 4)."""
-        return torch.stack([self.drag, self.quadratic_drag, self.internal_damping, self.viscosity], -1)
+        return torch.stack([getattr(self, name) for name in DAMPING], -1)
 
 
 class Tree(NamedTuple):
@@ -109,6 +111,11 @@ def _tree(parents: tuple[int, ...], device: torch.device) -> Tree:
     long = torch.int64
     where = torch.tensor(bends, dtype=long, device=device)
     return Tree(ints(offsets, long), ints(local), ints(starts), ints(near), where, largest)
+
+
+def undamped(rod: Rod) -> Rod:
+    """The rod without drag, internal damping and viscosity."""
+    return replace(rod, **{name: torch.zeros_like(getattr(rod, name)) for name in DAMPING})
 
 
 def circular_section(*, young: float, radius: float, density: float, poisson: float = 0.5) -> Section:

@@ -8,14 +8,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geom.checks import describe
 from geom.errors import ShapeError
 from geom.rods import dynamics
 from geom.rods.dynamics import GRAVITY, Clamps, State, check_reach, clamps, start
 from geom.rods.energy import elastic_energy
 from geom.rods.implicit import Scheme, advance
 from geom.rods.kinematics import edge_tangents, strains, transport
-from geom.rods.rod import Rod
+from geom.rods.rod import Rod, undamped
 from geom.values import Fit, replace
 
 __all__ = ["equilibrium", "potential_energy"]
@@ -67,13 +66,8 @@ def equilibrium(
     k = len(fixed.vertices)
     dynamics.check_state(rod, position, "position")
     goal = position[..., fixed.vertices, :] if targets is None else targets
-    dynamics.check_finite(goal, "targets")
-    for name, x, shape in (
-        ("targets", goal, (*position.shape[:-2], k, 3)),
-        ("forces", forces, tuple(position.shape)),
-    ):
-        if x is not None and x.shape != shape:
-            raise ShapeError(f"{name}: expected {shape}, got {describe(x)}")
+    dynamics.check_rows(goal, (*position.shape[:-2], k, 3), "targets")
+    dynamics.check_rows(forces, tuple(position.shape), "forces")
     _check_anchored(rod, fixed, gravity, forces)
     check_reach(rod, fixed, goal[..., None, :, :])
     dtype = position.dtype
@@ -99,7 +93,7 @@ def equilibrium(
     state = replace(state, director=torch.where((fixed.held > 0)[:, None], carried, state.director))
     push = None if forces is None else forces[..., None, :, :]
     scheme = Scheme(1.0, slowest, still=True)
-    still = replace(rod, **{name: torch.zeros_like(rod.drag) for name in _DAMPING})
+    still = undamped(rod)
     track, failed = advance(still, state, goal[..., None, :, :], fixed, scheme, pull, push)
     length = rod.length.sum(-1)
     converged = (moved <= _blur(rod) * length) & ~failed[..., 0].bool()
@@ -148,9 +142,6 @@ def _blur(rod: Rod) -> float:
     return max(1e-9, torch.finfo(torch.float64).eps * rod.tree.largest**3)
 
 
-_DAMPING = ("drag", "quadratic_drag", "internal_damping", "viscosity")
-
-
 def _check_anchored(rod: Rod, fixed: Clamps, gravity: Sequence[float] | Tensor, forces: Tensor | None) -> None:
     loaded = bool(torch.as_tensor(gravity).any()) or (forces is not None and bool(forces.any()))
     offsets = rod.tree.offsets.tolist()
@@ -175,7 +166,7 @@ def _relax(
 
     The longest is so long that a rod's slowest swing adds 1e-10 to its stiffness in what is solved.
     """
-    still = replace(rod, **{name: torch.zeros_like(rod.drag) for name in _DAMPING})
+    still = undamped(rod)
     length, mass = rod.length.sum(-1), rod.mass.sum(-1)
     stiff = rod.bend_stiffness[..., rod.tree.bends, :].amin((-2, -1)) / length.pow(3)
     load = mass * gravity.norm() + (0.0 if forces is None else forces.norm(dim=-1).sum(-1))

@@ -70,7 +70,7 @@ class Stepper:
         tree, count = rod.tree, self._frames.shape[1]
         items = count * (len(tree.offsets) - 1)
         args = (
-            *arguments(tree, fixed, *tables(rod, rod.damping(), gravity), count, dt, items),
+            *arguments(tree, fixed, *tables(rod, gravity), count, dt, items),
             *Scene.of(rod, contacts).arguments(),
             *(1, 1, 0),
             *(self._velocity, self._before, self._goal, x.new_empty(0), *self._frames),

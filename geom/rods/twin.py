@@ -40,7 +40,7 @@ class _Frame(NamedTuple):
 class _Setting:
     """What stays the same over a rollout of one rod."""
 
-    def __init__(self, rod: Rod, clamped: Tensor, held: Tensor, dt: float, damping: Tensor, grad: bool) -> None:
+    def __init__(self, rod: Rod, clamped: Tensor, held: Tensor, dt: float, grad: bool) -> None:
         second = (rod.parent >= 0).nonzero()[:, 0]
         place = torch.full_like(rod.parent, -1)
         place[second] = torch.arange(len(second), device=place.device)
@@ -69,7 +69,7 @@ class _Setting:
         self.hessian = torch.cat(
             [self.ends * (self.count + 1), self.i * self.count + self.j, self.j * self.count + self.i]
         )
-        drag, quadratic, internal, viscosity = damping.unbind(-1)
+        drag, quadratic, internal, viscosity = rod.damping().unbind(-1)
         self.drag, self.quadratic = drag[..., None, None], quadratic[..., None, None]
         self.shared = (0.5 * internal[..., None] * (self.incidence.abs() @ self.mass)[..., 0])[..., None]
         self.viscous = (viscosity / dt)[..., None, None]
@@ -89,13 +89,12 @@ def rollout_twin(
     gravity: Tensor,
     forces: Tensor | None,
     contacts: Contacts | None,
-    damping: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Positions (*b, steps, n, 3), velocity, director, strain at the end, and the strain before it."""
     x, v, director, strain, old = state
-    inputs = pytree.tree_leaves((rod, state, targets, gravity, forces, contacts, damping))
+    inputs = pytree.tree_leaves((rod, state, targets, gravity, forces, contacts))
     grad = any(isinstance(y, Tensor) and y.requires_grad for y in inputs) or forward_ad._current_level >= 0
-    c = _Setting(rod, clamped, held, dt, damping, grad and torch.is_grad_enabled())
+    c = _Setting(rod, clamped, held, dt, grad and torch.is_grad_enabled())
     down = c.incidence.mT
     viscous = 0 * c.viscous if old is None else c.viscous
     before = strain[..., c.bends, :] if old is None else old[..., c.bends, :]

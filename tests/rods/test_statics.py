@@ -250,5 +250,7 @@ def test_bad_input() -> None:
         equilibrium(rod, x, clamped=(0, -1), targets=x[:3])
     with pytest.raises(ShapeError, match="finite"):
         equilibrium(rod, x * math.nan, clamped=(0,))
+    with pytest.raises(ShapeError, match="forces: expected finite"):
+        equilibrium(rod, x, clamped=(0, 1), forces=x * math.nan)
     with pytest.raises(ShapeError, match="vertices from"):
         equilibrium(rod, x, clamped=(8,))
