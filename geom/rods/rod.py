@@ -177,7 +177,7 @@ def make_rod(
 
     Guarantees: differentiable; deterministic; 1e-15 f64, 1e-6 f32
     """
-    check_points(positions)
+    check_points(positions, "positions", minimum=3)
     n = positions.shape[0]
     parent = _parents(n, offsets, junctions)
     sizes = torch.diff(_tree(tuple(parent.tolist()), parent.device).offsets)

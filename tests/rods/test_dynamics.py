@@ -321,7 +321,12 @@ def test_bad_input_is_refused() -> None:
             rollout(rod, state, **wrong)
     soft = replace(rod, stretch_stiffness=torch.full_like(rod.mass, 100.0))
     assert rollout(soft, state, clamped=[0, 5], targets=far).position.isfinite().all()
-    for vertices, said in ((x[:2], "at least 3"), (x[[0, 1, 1, 2]], "edges of some length"), (x * torch.nan, "finite")):
+    for vertices, said in (
+        (x[:0], "at least 3"),
+        (x[:2], "at least 3"),
+        (x[[0, 1, 1, 2]], "edges of some length"),
+        (x * torch.nan, "finite"),
+    ):
         with pytest.raises(ShapeError, match=said):
             make_rod(vertices, EI=1e-4, GJ=1e-4)
     with pytest.raises(ShapeError, match="position: expected"):
