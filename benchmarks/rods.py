@@ -264,15 +264,15 @@ def _clips() -> list[Contender]:
     """Each shipped cable on the clips that its fit did not see, where those are."""
     found = []
     for params in sorted((ROOT / "assets" / "rods").glob("*dlo*.json")):
-        tracks = sorted((data_folder() / "rods").glob(f"*_{params.stem}_train.npz"))
-        if tracks:
-            work = score_cable(params, tracks[0])
-            found.append(Contender("geom", f"{params.stem}:", lambda seed, w=work: w, lambda output, seed: output))
+        for kind, grip in (("", None), ("_mid_clamp", 2)):
+            for clips in (data_folder() / "rods").glob(f"*_{params.stem}{kind}_train.npz"):
+                name, work = params.stem + kind.replace("_", " "), score_cable(params, clips, grip)
+                found.append(Contender("geom", f"{name}:", lambda seed, w=work: w, lambda output, seed: output))
     return found
 
 
-def score_cable(params: Path, clips: Path) -> Callable[[], dict[str, float]]:
-    """How far a shipped cable is from every fifth clip, cm."""
+def score_cable(params: Path, clips: Path, grip: int | None = None) -> Callable[[], dict[str, float]]:
+    """How far a shipped cable is from every fifth clip, cm; the first grip on one vertex instead, where told so."""
 
     def work() -> dict[str, float]:
         from geom.rods import load_cable, predict, track_errors
@@ -281,7 +281,8 @@ def score_cable(params: Path, clips: Path) -> Callable[[], dict[str, float]]:
         cable = load_cable(params)
         with np.load(clips) as arrays:
             track = torch.from_numpy(arrays["x"][::5].astype(np.float32))
-        how = {"clamped": cable.clamped, "held": cable.held, "dt": 1 / cable.rate, "substeps": cable.substeps}
+        clamped = cable.clamped if grip is None else (grip, *cable.clamped[2:])
+        how = {"clamped": clamped, "held": cable.held, "dt": 1 / cable.rate, "substeps": cable.substeps}
         error = track_errors(predict(cable.rod, track, **how), track)
         scores = {"mean_cm": 100 * float(error.mean()), "median_cm": 100 * float(error.median())}
         weights = params.with_suffix(".safetensors")

@@ -8,15 +8,14 @@ steps take some 12 minutes of one core. The report goes into CABLE.json.
 
 import dataclasses
 import json
-import os
 import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
+from fit import motion_capture
 from tyro.conf import Positional
 
 from geom.rods import Cable, load_cable, predict, save_cable, track_errors
@@ -38,45 +37,43 @@ class Options:
 
 def main(options: Options) -> None:
     torch.set_num_threads(1)
-    folder = Path(os.environ.get("GEOM_DATA", HERE.parents[1] / "../shared/data")) / "rods"
     for params in sorted(HERE.glob("*dlo*.json")):
         name = params.stem
         if (options.cables and name not in options.cables) or params.with_suffix(".safetensors").exists():
             continue
-        track = torch.tensor(np.load(next(folder.glob(f"*_{name}_train.npz")))["x"])
-        train_cable(params, load_cable(params), track, options.steps)
+        train_cable(params, load_cable(params), options.steps)
 
 
-def train_cable(params: Path, cable: Cable, track: torch.Tensor, steps: int) -> None:
-    name = params.stem
-    held_out = torch.zeros(len(track), dtype=torch.bool)
-    held_out[::5] = True
-    dt = 1 / cable.rate
+def train_cable(params: Path, cable: Cable, steps: int) -> None:
+    name, dt = params.stem, 1 / cable.rate
+    sets = motion_capture(name)
+    first, *more = sets.values()
     mark = zlib.crc32(torch.cat([cable.rod.table().flatten(), cable.rod.damping()]).numpy().tobytes())
     begun = time.process_time()
     residual = fit_residual(
         cable.rod,
-        track,
-        clamped=cable.clamped,
-        held=cable.held,
+        first.track,
+        clamped=first.clamped,
         dt=dt,
         substeps=cable.substeps,
-        held_out=held_out,
+        held_out=first.held_out,
+        more=more,
         config=dataclasses.replace(TRAINING, steps=steps),
         out=HERE.parents[1] / "out" / "residual" / f"{name}-{mark:08x}",  # another fit begins anew
     )
     spent = time.process_time() - begun
-    rod, clamped, held, substeps = cable.rod, cable.clamped, cable.held, cable.substeps
-    with torch.no_grad():
-        before = predict(rod, track, clamped=clamped, held=held, dt=dt, substeps=substeps)
-        after = predict_with(rod, residual, track, clamped=clamped, held=held, dt=dt, substeps=substeps)
     size = sum(p.numel() for p in residual.parameters())
     report: dict[str, object] = {"parameters": size, "seed": TRAINING.seed, "steps": steps, "cpu_seconds": round(spent)}
-    for kind, moved in (("physics", before), ("residual", after)):
-        error = 100 * track_errors(moved, track)
-        report[kind] = summary(error, held_out)
-        if cable.branches:
-            report[f"{kind}_deft"] = summary(100 * branched_errors(moved, track, cable.branches), held_out)
+    for prefix, (track, clamped, held, held_out) in sets.items():
+        with torch.no_grad():
+            how = {"clamped": clamped, "held": held, "dt": dt, "substeps": cable.substeps}
+            before = predict(cable.rod, track, **how)
+            after = predict_with(cable.rod, residual, track, **how)
+        for kind, moved in (("physics", before), ("residual", after)):
+            report[prefix + kind] = summary(100 * track_errors(moved, track), held_out)
+            if cable.branches:
+                deft = 100 * branched_errors(moved, track, cable.branches)
+                report[f"{prefix}{kind}_deft"] = summary(deft, held_out)
     residual.save(params.with_suffix(".safetensors"))
     known = json.loads(params.read_text())["report"]
     save_cable(params, cable, {**known, "with_residual": report})

@@ -5,7 +5,7 @@ from geom.rods.contact import Contacts, make_contacts
 from geom.rods.dynamics import State, Track, rollout, start, step
 from geom.rods.energy import elastic_energy, elastic_forces
 from geom.rods.hessian import elastic_hessian
-from geom.rods.identify import Identification, identify, predict, track_errors
+from geom.rods.identify import Clips, Identification, identify, predict, track_errors
 from geom.rods.implicit import implicit_euler, implicit_midpoint
 from geom.rods.kinematics import directors_without_twist, edge_tangents, natural_strain, strains, transport
 from geom.rods.planning import Plan, plan
@@ -31,6 +31,7 @@ __all__ = [
     "guess_rod",
     "load_cable",
     "save_cable",
+    "Clips",
     "Identification",
     "identify",
     "predict",

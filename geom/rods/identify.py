@@ -19,6 +19,7 @@ from geom.values import Fit, replace, value
 __all__ = [
     "FREE",
     "Begun",
+    "Clips",
     "Identification",
     "begin",
     "between",
@@ -46,6 +47,16 @@ FREE = {
 _FIELDS = tuple(f.name for f in dataclasses.fields(Rod) if f.name != "parent")
 _ADDED = ("curvature", "twist")  # these move by sums, the others by factors
 _BY_ROD = ("EI", "GJ", "mass")  # one factor a rod, and one a junction
+
+
+class Clips(NamedTuple):
+    """Motion capture of one rod held in one way: track (clips, t, n, 3), metres, NaN where a marker was lost; clamped
+    vertices; held edges, None for all between clamped vertices; the clips held out (clips,), None for none."""
+
+    track: Tensor
+    clamped: Sequence[int]
+    held: Sequence[int] | None = None
+    held_out: Tensor | None = None
 
 
 @value
@@ -191,6 +202,7 @@ def identify(
     substeps: int = 4,
     free: Sequence[str] = ("EI", "GJ", "drag", "quadratic_drag", "viscosity", "curvature"),
     held_out: Bool[Tensor, "clips"] | None = None,
+    more: Sequence[Clips] = (),
     starts: int = 32,
     iterations: int = 200,
     generator: torch.Generator | None = None,
@@ -209,37 +221,41 @@ def identify(
         free: of `FREE`: "EI", "GJ", "mass" (one factor for each rod and each junction), "EA", "drag",
             "quadratic_drag", "internal_damping", "viscosity" (one factor), "curvature", "twist" (by bend).
         held_out: clips that are not fitted, only scored.
+        more: clips of the same rod clamped elsewhere; each set counts by its mean, their clips follow in the result.
         starts, iterations: of the search and of the descent. generator: of the guesses; progress: a bar on a terminal.
-    Returns: the rod, its mean error over the fitted clips as cost, and each clip's.
+    Returns: the rod, its mean error over the fitted clips (the mean of the sets' means) as cost, and each clip's.
     Raises: ShapeError.
 
     Guarantees: not differentiable; deterministic on the CPU for one generator; float32 and float64
     """
     if not isinstance(guess, Rod):
         first = {"clamped": clamped, "held": held, "dt": dt, "substeps": substeps, "free": free, "held_out": held_out}
-        more = {**first, "generator": generator, "progress": progress}
-        tried = [identify(track, g, starts=starts, iterations=max(1, iterations // 4), **more) for g in guess]
+        rest = {**first, "more": more, "generator": generator, "progress": progress}
+        tried = [identify(track, g, starts=starts, iterations=max(1, iterations // 4), **rest) for g in guess]
         if not tried:
             raise ShapeError("guess: expected a rod or several, got none")
         best_guess = min(tried, key=lambda found: float(found.cost)).value
-        return identify(track, best_guess, starts=1, iterations=iterations, **more)
+        return identify(track, best_guess, starts=1, iterations=iterations, **rest)
     unknown = [name for name in free if name not in FREE]
     if unknown or not free:
         raise ShapeError(f"free: expected names of {', '.join(FREE)}, got {unknown or 'none'}")
-    if held_out is None:
-        held_out = torch.zeros(track.shape[0], dtype=torch.bool, device=track.device)
-    fitted = track[~held_out]
-    if not len(fitted):
-        raise ShapeError("held_out: expected some clips to fit, got none")
+    sets = [Clips(track, clamped, held, held_out), *more]
+    out = [_held_out(clips) for clips in sets]
+    fitted = [clips._replace(track=clips.track[~o]) for clips, o in zip(sets, out, strict=True)]
     model = _Model(guess, free)
 
-    def errors(rod: Rod, seen: Tensor) -> Tensor:
-        return track_errors(predict(rod, seen, clamped=clamped, held=held, dt=dt, substeps=substeps), seen)
+    def errors(rod: Rod, clips: Clips) -> Tensor:
+        how = {"clamped": clips.clamped, "held": clips.held, "dt": dt, "substeps": substeps}
+        return track_errors(predict(rod, clips.track, **how), clips.track)
+
+    def slope(vector: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of the sets' mean errors, and its gradient."""
+        rod = model.rod(vector)
+        cost = torch.stack([errors(rod, clips).mean() for clips in fitted]).mean()
+        return cost.detach(), torch.autograd.grad(cost, vector)[0]
 
     def leads_on(vector: Tensor) -> bool:  # where the motion is unstable the slope, in metres, overflows
-        trial = vector.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(errors(model.rod(trial), fitted).mean(), trial)
-        return 0 < float(slope.norm()) < 1
+        return 0 < float(slope(vector.clone().requires_grad_())[1].norm()) < 1
 
     found = _search(model, fitted, errors, starts, generator) if starts > 1 else [model.zeros()]
     vector = next(filter(leads_on, found), found[0]).requires_grad_()
@@ -247,9 +263,8 @@ def identify(
     best, best_vector = math.inf, vector.detach().clone()
     for i in (bar := tqdm(range(iterations), desc="identify", disable=None if progress else True)):
         optimizer.param_groups[0]["lr"] = 0.5 * (1 + math.cos(math.pi * i / iterations))
-        cost = errors(model.rod(vector), fitted).mean()
-        (gradient,) = torch.autograd.grad(cost, vector)
-        score = float(cost.detach())
+        cost, gradient = slope(vector)
+        score = float(cost)
         if score < best:
             best, best_vector = score, vector.detach().clone()
         gradient = torch.where(gradient.isfinite().all(), gradient, 0.0)
@@ -258,13 +273,23 @@ def identify(
         optimizer.step()
         bar.set_postfix_str(f"{100 * score:.3f} cm")
     with torch.no_grad():
-        cost = float(errors(model.rod(vector), fitted).mean())
-        chosen = vector.detach() if cost < best else best_vector
-        rod = model.rod(chosen)
-        error = errors(rod, track)
-    mean = error[~held_out].mean()
+        rod = model.rod(vector.detach())
+        if float(torch.stack([errors(rod, clips).mean() for clips in fitted]).mean()) >= best:
+            rod = model.rod(best_vector)
+        error = [errors(rod, clips) for clips in sets]
+    mean = torch.stack([e[~o].mean() for e, o in zip(error, out, strict=True)]).mean()
     done = torch.tensor(bool(mean <= best * (1 + 1e-3)), device=track.device)
-    return Identification(rod, mean, None, done, torch.tensor(iterations), error, held_out, model.size)
+    return Identification(rod, mean, None, done, torch.tensor(iterations), torch.cat(error), torch.cat(out), model.size)
+
+
+def _held_out(clips: Clips) -> Tensor:
+    """Raises: ShapeError where that leaves nothing to fit."""
+    count = clips.track.shape[0]
+    if clips.held_out is None:
+        return torch.zeros(count, dtype=torch.bool, device=clips.track.device)
+    if clips.held_out.shape != (count,) or bool(clips.held_out.all()):
+        raise ShapeError(f"held_out: expected some of {count} clips left to fit, got {clips.held_out.tolist()}")
+    return clips.held_out
 
 
 class _Model:
@@ -319,23 +344,24 @@ class _Model:
 
 def _search(
     model: _Model,
-    track: Tensor,
-    errors: Callable[[Rod, Tensor], Tensor],
+    sets: Sequence[Clips],
+    errors: Callable[[Rod, Clips], Tensor],
     starts: int,
     generator: torch.Generator | None,
 ) -> list[Tensor]:
     """The best of several starting vectors on every so manieth clip, all in one batch, the best first."""
-    some = track[:: max(1, len(track) // 6)]
     vectors = model.zeros().repeat(starts, 1)
     for name, part, scale, _ in model.parts:
         wide = FREE[name][1] * math.log(10) / scale
         noise = torch.rand(starts, part.stop - part.start, generator=generator, dtype=torch.float64)
         vectors[:, part] = (wide * (2 * noise - 1)).to(vectors)
     vectors[0] = 0
-    clips = len(some)
-    rods = model.rod(vectors.repeat_interleave(clips, 0))
-    with torch.no_grad():
-        seen = some.repeat(starts, 1, 1, 1)
-        error = errors(rods, seen).reshape(starts, clips).mean(1)
+    error = vectors.new_zeros(starts)
+    for clips in sets:
+        some = clips.track[:: max(1, len(clips.track) // 6)]
+        rods = model.rod(vectors.repeat_interleave(len(some), 0))
+        with torch.no_grad():
+            seen = clips._replace(track=some.repeat(starts, 1, 1, 1))
+            error += errors(rods, seen).reshape(starts, len(some)).mean(1)
     order = torch.where(error.isfinite(), error, math.inf).argsort()
     return [vectors[i].clone() for i in order[:8].tolist()]

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -14,7 +14,7 @@ from typing_extensions import Self
 from geom.checks import check_positive, describe
 from geom.errors import FileFormatError, ShapeError
 from geom.rods.dynamics import GRAVITY, State, check_reach, clamps, start
-from geom.rods.identify import begin, between, check_clips, fill_gaps, grips
+from geom.rods.identify import Clips, begin, between, check_clips, fill_gaps, grips
 from geom.rods.launch import Clamps, Rollout, tables
 from geom.rods.rod import Rod
 from geom.train import Cosine, TrainConfig, load_checkpoint, load_weights, save_checkpoint, stack, train
@@ -290,6 +290,7 @@ def fit_residual(
     substeps: int = 4,
     horizon: int = 60,
     held_out: Bool[Tensor, "clips"] | None = None,
+    more: Sequence[Clips] = (),
     config: TrainConfig = TRAINING,
     out: str | os.PathLike[str] | None = None,
 ) -> Residual:
@@ -304,6 +305,7 @@ def fit_residual(
         rod: of `identify`. track, clamped, held, dt, substeps: as for `predict`.
         held_out: clips never trained on; the weights are those of the step (every `config.validate_every`) that
             predicts them best from their first frames on. The last if None.
+        more: clips of the same rod clamped elsewhere, as for `identify`.
         config, out: as for `geom.train.train`: a run that was killed goes on from the folder `out`.
     Returns: the residual.
     Raises: ShapeError; GeomError as `train`.
@@ -311,42 +313,55 @@ def fit_residual(
     Guarantees: not differentiable; deterministic on the CPU for one seed
     """
     residual = Residual(rod.parent, generator=torch.Generator().manual_seed(config.seed))
-    check_clips(rod, track, dt, substeps)
-    _check_topology(rod, residual)
-    vertices, edges, _ = grips(rod, track, clamped, held)
-    if held_out is None:
-        held_out = torch.zeros(track.shape[0], dtype=torch.bool)
-    fitted = (~held_out).nonzero()[:, 0].tolist()
-    spared = held_out.nonzero()[:, 0].tolist()
-    frames = track.shape[1]
+    sets = [Clips(track, clamped, held, held_out), *more]
+    seen = [_seen(rod, clips, dt, substeps) for clips in sets]
+    fitted = [(k, i) for k, clips in enumerate(seen) for i, out in enumerate(clips.held_out) if not out]
+    spared = [(k, i) for k, clips in enumerate(seen) for i, out in enumerate(clips.held_out) if out]
+    frames = min(clips.full.shape[1] for clips in seen)
     if not fitted or not 0 < horizon < frames - 1:
         raise ShapeError(f"horizon: expected 1 to {frames - 2} frames of some clips, got {horizon} of {len(fitted)}")
-    full = fill_gaps(track)
-    states = _seen_states(rod, full, vertices, edges, dt, substeps)
 
-    class Windows:  # (clip, first frame, frames after it)
-        def __init__(self, clips: list[int], length: int) -> None:
+    class Windows:  # (set, clip, first frame, frames after it)
+        def __init__(self, clips: list[tuple[int, int]], length: int) -> None:
             self.clips, self.length = clips, length
 
         def __len__(self) -> int:
             return len(self.clips)
 
-        def __getitem__(self, index: int) -> tuple[int, int, int]:
-            return self.clips[index], int(torch.randint(frames - 1 - self.length, ())) + 1, self.length
+        def __getitem__(self, index: int) -> tuple[int, int, int, int]:
+            k, clip = self.clips[index]
+            last = seen[k].full.shape[1] - 1 - self.length
+            return k, clip, int(torch.randint(last, ())) + 1, self.length
 
-    def collate(items: list[tuple[int, int, int]]) -> tuple[State, Tensor, Tensor]:
-        clip, first, length = (torch.tensor(x) for x in zip(*items, strict=True))
-        window = first[:, None] + torch.arange(int(length[0]) + 1)
-        return states[clip, first - 1], full[clip[:, None], window], track[clip[:, None], window[:, 1:]].isfinite()
+    def collate(items: list[tuple[int, int, int, int]]) -> list[tuple[int, State, Tensor, Tensor]]:
+        """Of each set in the batch its index, states, positions, and which of them were seen."""
+        groups = []
+        for k in sorted({item[0] for item in items}):
+            rows = torch.tensor([item[1:] for item in items if item[0] == k])
+            clip, first, length = rows.unbind(1)
+            window = first[:, None] + torch.arange(int(length[0]) + 1)
+            true = sets[k].track[clip[:, None], window[:, 1:]].isfinite()
+            groups.append((k, seen[k].states[clip, first - 1], seen[k].full[clip[:, None], window], true))
+        return groups
 
-    def loss(module: Residual, batch: tuple[State, Tensor, Tensor], generator: torch.Generator) -> Tensor:
-        state, truth, seen = batch
-        bound = 100 / (len(truth) * (3 * truth.shape[2]) ** 0.5)
-        path = truth[:, :, vertices]
-        moved = rollout_with(
-            rod, module, state, clamped=vertices, path=path, held=edges, dt=dt, substeps=substeps, bound=bound
-        )
-        return 100 * torch.where(seen, moved - truth[:, 1:], 0.0).abs().mean()
+    def loss(module: Residual, batch: list[tuple[int, State, Tensor, Tensor]], generator: torch.Generator) -> Tensor:
+        count = sum(len(truth) for _, _, truth, _ in batch)
+        total = torch.zeros(())
+        for k, state, truth, true in batch:
+            moved = rollout_with(
+                rod,
+                module,
+                state,
+                clamped=seen[k].vertices,
+                path=truth[:, :, seen[k].vertices],
+                held=seen[k].edges,
+                dt=dt,
+                substeps=substeps,
+                bound=100 / (count * (3 * truth.shape[2]) ** 0.5),
+            )
+            off = torch.where(true, moved - truth[:, 1:], 0.0).abs().mean()
+            total = total + 100 * len(truth) / count * off
+        return total
 
     windows = Windows(fitted, horizon)
     whole = Windows(spared, frames - 2) if spared else None
@@ -356,6 +371,26 @@ def fit_residual(
         if spared:
             load_weights(residual, os.path.join(place, "best.safetensors"))
     return residual
+
+
+class _Seen(NamedTuple):
+    """Clips without gaps, their states (clips, t - 1) from the second frame on, how they are held, those held out."""
+
+    full: Tensor
+    states: State
+    vertices: list[int]
+    edges: list[int]
+    held_out: list[bool]
+
+
+def _seen(rod: Rod, clips: Clips, dt: float, substeps: int) -> _Seen:
+    check_clips(rod, clips.track, dt, substeps)
+    vertices, edges, _ = grips(rod, clips.track, clips.clamped, clips.held)
+    full = fill_gaps(clips.track)
+    out = [False] * len(full) if clips.held_out is None else clips.held_out.tolist()
+    if len(out) != len(full):
+        raise ShapeError(f"held_out: expected {len(full)} clips, got {len(out)}")
+    return _Seen(full, _seen_states(rod, full, vertices, edges, dt, substeps), vertices, edges, out)
 
 
 def _seen_states(rod: Rod, track: Tensor, vertices: list[int], edges: list[int], dt: float, substeps: int) -> State:

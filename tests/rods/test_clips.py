@@ -138,6 +138,12 @@ def test_shipped_cables_predict_clips_that_were_held_out(path: Path, data: Path)
         told = report["with_residual"]["residual"]["held_out_clips"][::4][: len(track)]
         torch.testing.assert_close(100 * track_errors(better, track), torch.tensor(told), rtol=0.05, atol=0.02)
         assert report["with_residual"]["residual"]["held_out_mean"] < report["held_out_mean"]
+    for mid in (data / "rods").glob(f"*_{path.stem}_mid_clamp_train.npz"):  # the rod fitted to both, held elsewhere
+        track_mid = torch.tensor(np.load(mid)["x"][::5])
+        with torch.no_grad():
+            other = predict(shipped.rod, track_mid, clamped=(2, shipped.clamped[-2], shipped.clamped[-1]))
+        told = report["mid_clamp_held_out_clips"][: len(track_mid)]
+        torch.testing.assert_close(100 * track_errors(other, track_mid), torch.tensor(told), rtol=0.05, atol=0.02)
     plain = replace(shipped.rod, curvature=0 * shipped.rod.curvature, bend_stiffness=0.3 * shipped.rod.bend_stiffness)
     assert isinstance(plain, Rod)
     with torch.no_grad():

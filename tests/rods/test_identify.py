@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from geom.errors import ShapeError
-from geom.rods import Rod, guess_rod, identify, make_rod, predict, rollout, start, track_errors
+from geom.rods import Clips, Rod, guess_rod, identify, make_rod, predict, rollout, start, track_errors
 from geom.rods.identify import fill_gaps
 from geom.values import replace
 
@@ -103,6 +103,22 @@ def test_of_several_guesses_the_best_goes_on() -> None:
         run()
 
 
+def test_more_clips_held_elsewhere_count_too() -> None:
+    rod, track = swung(clips=2, frames=12)
+    loose = rollout(rod, start(rod, track[:, 1], clamped=(0, 1)), clamped=(0, 1), held=[1], steps=36, dt=0.01 / 3)
+    hanging = torch.cat([track[:, 1:2], loose.position[:, 2::3]], 1)
+    still = track[:, :1].expand(2, 12, 10, 3)  # says nothing of drag
+    guess = replace(rod, drag=3 * rod.drag)
+    out = torch.tensor([False, True])
+    more = {"clamped": CLAMPED, "free": ("drag",), "starts": 1, "iterations": 12, "progress": False}
+    alone = identify(still, guess, **more)  # type: ignore[arg-type]
+    both = identify(still, guess, more=[Clips(hanging, (0, 1), None, out)], **more)  # type: ignore[arg-type]
+    assert both.held_out.tolist() == [False, False, False, True]
+    torch.testing.assert_close(both.cost, 0.5 * (both.error[:2].mean() + both.error[2]))
+    away = [abs(float(fit.value.drag / rod.drag) - 1) for fit in (alone, both)]
+    assert away[1] < 0.5 * away[0]
+
+
 def test_gaps_are_filled_and_do_not_count() -> None:
     rod, track = swung(clips=2, frames=12)
     holes = track.clone()
@@ -137,7 +153,7 @@ def test_a_marker_never_seen_is_an_error() -> None:
     [
         ({"free": ("EI", "colour")}, "colour"),
         ({"free": ()}, "none"),
-        ({"held_out": torch.ones(2, dtype=torch.bool)}, "some clips"),
+        ({"held_out": torch.ones(2, dtype=torch.bool)}, "some of "),
         ({"clamped": (0, 40)}, "clamped"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geom.errors import FileFormatError, ShapeError
-from geom.rods import Rod, State, make_rod, start
+from geom.rods import Clips, Rod, State, make_rod, start
 from geom.rods.identify import predict, track_errors
 from geom.rods.residual import Residual, fit_residual, predict_with, rollout_with
 from geom.train import Cosine, TrainConfig
@@ -182,6 +182,23 @@ def test_it_learns_what_the_physics_lacks(tmp_path: Path) -> None:
     assert float(after) < 0.5 * float(before), (before, after)
     again = fit(tmp_path / "b").state_dict()
     assert all(torch.equal(x, again[k]) for k, x in residual.state_dict().items())
+
+
+def test_more_clips_held_elsewhere_are_learned_too() -> None:
+    true = cable(dtype=torch.float32)
+    known = replace(true, curvature=true.curvature + 0.4 * (torch.arange(8) > 1)[:, None])
+    still = line(8, torch.float32).expand(2, 20, 8, 3)  # all clamped: nothing to learn from
+    track = wave(true, 4, 20)
+    out = torch.tensor([False, False, False, True])
+    config = TrainConfig(steps=16, batch=6, rate=2e-2, schedule=Cosine(), clip=1.0, validate_every=4)
+
+    def error(more: list[Clips]) -> float:
+        held = torch.zeros(2, dtype=torch.bool)
+        fitted = fit_residual(known, still, clamped=range(8), horizon=8, held_out=held, more=more, config=config)
+        with torch.no_grad():
+            return float(track_errors(predict_with(known, fitted, track[3:], clamped=(0, 1)), track[3:]))
+
+    assert error([Clips(track, (0, 1), None, out)]) < 0.7 * error([])
 
 
 @pytest.mark.usefixtures("unchecked")
