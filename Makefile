@@ -25,6 +25,7 @@ bench: .venv/bench-installed system warmup
 	$(BIN)/python -m benchmarks serialization
 	$(BIN)/python -m benchmarks meshes
 	$(BIN)/python -m benchmarks rods
+	$(BIN)/python -m benchmarks skinning
 
 lint: venv
 	$(BIN)/ruff check

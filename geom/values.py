@@ -63,10 +63,12 @@ class Value:
         full = full if any(i is ... for i in full) else (*full, ...)
         removes = any(i is not None and i is not ... for i in full)
         picked: dict[str, Any] = {}
-        for name, _, _, own in _fields(type(self)):
+        for name, static, _, own in _fields(type(self)):
             x = getattr(self, name)
             if hasattr(type(x), "__value__"):
                 picked[name] = x[index]
+            elif isinstance(x, tuple) and not static:
+                picked[name] = tuple(item[index] for item in x)
             elif isinstance(x, Tensor) and own is not None:
                 if x.ndim == own and removes:
                     raise ShapeError(f"{type(self).__name__}: expected a batch dimension to index, got none")
@@ -113,8 +115,8 @@ def value(cls: type[T]) -> type[T]:
     """Make a class a value: a frozen dataclass and pytree with `.to`, `[i]`, `.save` and `.load`.
 
     Fields annotated with plain data (str, bool, int, float, tuples of them, ...) are the pytree's static context, and
-    so is a field that is None; all others (tensors, values) are its leaves. Differentiable through every leaf; works
-    under `torch.func` and `torch.compile`.
+    so is a field that is None; all others (tensors, values, tuples of values) are its leaves. Differentiable through
+    every leaf; works under `torch.func` and `torch.compile`.
 
     >>> from jaxtyping import Float
     >>> @value
@@ -213,17 +215,23 @@ def _flatten(x: Any, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if isinstance(item, Tensor):
             tensors[key] = item
         elif hasattr(type(item), "__value__"):
-            inner, rest = _flatten(item, key + ".")
-            tensors.update(inner)
-            plain[field.name] = {"value": _name(type(item)), "fields": rest}
+            plain[field.name] = _flatten_into(tensors, item, key + ".")
+        elif isinstance(item, tuple) and not field.static:
+            plain[field.name] = [_flatten_into(tensors, one, f"{key}.{i}.") for i, one in enumerate(item)]
         else:
             plain[field.name] = item
     return tensors, plain
 
 
+def _flatten_into(tensors: dict[str, Tensor], x: Any, prefix: str) -> dict[str, Any]:
+    inner, plain = _flatten(x, prefix)
+    tensors.update(inner)
+    return {"value": _name(type(x)), "fields": plain}
+
+
 def _unflatten(cls: Any, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], prefix: str) -> Any:
     fields: dict[str, Any] = {}
-    for name, _, shapes, _ in _fields(cls):
+    for name, static, shapes, _ in _fields(cls):
         key = prefix + name
         if key in tensors:
             fields[name] = tensors[key]
@@ -231,9 +239,16 @@ def _unflatten(cls: Any, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
                 raise ValueError(f"{key}, {describe(tensors[key])}")
         elif isinstance(plain[name], dict):
             fields[name] = _unflatten(_find(plain[name]["value"]), tensors, plain[name]["fields"], key + ".")
+        elif isinstance(plain[name], list) and not static:
+            fields[name] = tuple(_unflatten_one(x, tensors, f"{key}.{i}.") for i, x in enumerate(plain[name]))
         else:
             fields[name] = _as_tuples(plain[name])
     return cls(**fields)
+
+
+def _unflatten_one(x: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Any:
+    with jaxtyped("context"):  # the sizes of one of several values bind no other's
+        return _unflatten(_find(x["value"]), tensors, x["fields"], prefix)
 
 
 def _as_tuples(x: Any) -> Any:

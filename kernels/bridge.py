@@ -29,6 +29,7 @@ __all__ = ["BACKENDS", "choose", "launch", "launch_range", "operator", "record",
 
 BACKENDS = ("auto", "warp", "torch")
 MODULES = (
+    "bone_fitting",
     "codes",
     "covariances",
     "edges",
@@ -39,8 +40,12 @@ MODULES = (
     "rods",
     "rotations",
     "sampling",
+    "screws",
+    "skeletonization",
+    "skinning",
     "sparse",
     "triangles",
+    "triangular",
     "voxels",
 )
 

@@ -320,3 +320,36 @@ def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
         Rigid.load(tmp_path / "absent.safetensors")
     with pytest.raises(IsADirectoryError):
         Rigid.load(tmp_path)
+
+
+# --- tuples of values ------------------------------------------------------------------------------------------------
+
+
+@value
+class Bag(Value):
+    """Several values, each of its own size."""
+
+    balls: tuple[Ball, ...]
+    spare: tuple[Rigid, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+
+def test_a_tuple_of_values_moves_indexes_and_saves(tmp_path: Path) -> None:
+    bag = Bag((ball(5), replace(ball(5), palette=torch.rand(9, 3), pose=None)), sizes=(3, 4))
+    assert len(pytree.tree_leaves(bag)) == 6 + 4
+    assert [b.radius.dtype for b in bag.to(torch.float64).balls] == [torch.float64] * 2
+    third = bag[2]
+    assert [b.centre.shape for b in third.balls] == [(3,), (3,)] and third.sizes == (3, 4)
+    bag.save(tmp_path / "bag")
+    again = Bag.load(tmp_path / "bag")
+    assert same(again, bag) and again.sizes == (3, 4) and again.spare == () and again.balls[1].pose is None
+    Bag(()).save(tmp_path / "bag")
+    assert Bag.load(tmp_path / "bag").balls == ()
+
+
+def test_a_tuple_of_values_is_checked_on_load(tmp_path: Path) -> None:
+    for wrong in ([1], [{"value": "geom.lie.Nothing", "fields": {}}], [{}]):
+        meta = {"value": f"{__name__}.Bag", "fields": {"balls": wrong, "spare": [], "sizes": []}}
+        save_file({}, tmp_path / "bag", metadata={"geom": json.dumps(meta)})
+        with pytest.raises(FileFormatError):
+            Bag.load(tmp_path / "bag")

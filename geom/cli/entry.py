@@ -12,18 +12,20 @@ import tyro
 from geom.cli.demo import demo
 from geom.cli.doctor import doctor
 from geom.cli.register import register
+from geom.cli.rig import bind, solve
 from geom.cli.rods import fit, predict, simulate
+from geom.cli.skin import skin
 from geom.cli.view import view
 from geom.cli.warmup import warmup
 from geom.errors import GeomError
 
 __all__ = ["main"]
 
-_COMMANDS: tuple[Callable[..., int], ...] = (register, view, demo, doctor, warmup)
-_GROUPS: dict[str, tuple[Callable[..., int], ...]] = {"rods": (fit, predict, simulate)}
+_COMMANDS: tuple[Callable[..., int], ...] = (register, skin, view, demo, doctor, warmup)
+_GROUPS: dict[str, tuple[Callable[..., int], ...]] = {"rods": (fit, predict, simulate), "rig": (bind, solve)}
 _ABOUT = (
     "3D geometry from the command line. Lengths in metres, angles in degrees. `geom --version` prints the version. "
-    "More: `geom rods --help` (elastic rods: fit, predict, simulate)."
+    "More: `geom rods --help` (elastic rods: fit, predict, simulate), `geom rig --help` (characters: bind, solve)."
 )
 
 

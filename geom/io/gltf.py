@@ -14,7 +14,7 @@ from geom.io.geometry import Geometry
 from geom.io.gltf_document import Document, Json, integer, objects, open_document
 from geom.io.instances import Instance, join
 
-__all__ = ["read_gltf", "write_glb"]
+__all__ = ["pack_glb", "read_gltf", "triangles", "write_glb"]
 
 _MODES = ("POINTS", "LINES", "LINE_LOOP", "LINE_STRIP", "TRIANGLES", "TRIANGLE_STRIP", "TRIANGLE_FAN")
 
@@ -70,10 +70,10 @@ def _primitive(document: Document, primitive: Json, matrix: NDArray[np.float64])
         order = whole(source, stored[:, 0], "indices")
     else:
         order = np.arange(len(positions))
-    return Instance(matrix, positions, _triangles(source, order, mode), normals, colors)
+    return Instance(matrix, positions, triangles(source, order, mode), normals, colors)
 
 
-def _triangles(source: Source, order: NDArray[np.int64], mode: int) -> NDArray[np.int64]:
+def triangles(source: Source, order: NDArray[np.int64], mode: int) -> NDArray[np.int64]:
     """Faces (F, 3) of a primitive; strips and fans as in section 3.7.2.1 of the specification."""
     if mode == 4:
         if len(order) % 3:
@@ -127,9 +127,14 @@ def write_glb(geometry: Geometry) -> bytes:
             "bufferViews": views,
             "buffers": [{"byteLength": len(body)}],
         }
+    return pack_glb(document, body)
+
+
+def pack_glb(document: Json, body: bytes) -> bytes:
+    """The container of a document and its first buffer, of whole multiples of 4 bytes."""
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     chunks = len(text).to_bytes(4, "little") + b"JSON" + text
-    if body:  # multiples of 4 bytes already
+    if body:
         chunks += len(body).to_bytes(4, "little") + b"BIN\0" + body
     return b"glTF" + (2).to_bytes(4, "little") + (12 + len(chunks)).to_bytes(4, "little") + chunks

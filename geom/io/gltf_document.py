@@ -15,13 +15,28 @@ from numpy.typing import NDArray
 
 from geom.io.bytes import Source, open_source
 
-__all__ = ["Document", "open_document"]
+__all__ = [
+    "Document",
+    "Json",
+    "indices",
+    "integer",
+    "node_matrix",
+    "node_parts",
+    "numbers",
+    "objects",
+    "open_document",
+    "resource",
+    "shown",
+]
 
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 _HARMLESS = ("KHR_materials_", "KHR_texture_", "EXT_texture_", "KHR_mesh_quantization", "KHR_lights_", "KHR_animation_")
 
-_LISTS = ("accessors", "animations", "buffers", "bufferViews", "images", "meshes", "nodes", "scenes", "skins")
+_LISTS = (
+    *("accessors", "animations", "buffers", "bufferViews", "images", "materials", "meshes", "nodes", "samplers"),
+    *("scenes", "skins", "textures"),
+)
 
 Json = dict[str, Any]
 
@@ -99,30 +114,54 @@ class Document:
         result[index] = new
         return result
 
-    def world_matrices(self) -> list[tuple[int, NDArray[np.float64]]]:
-        """Each node of the scene, parents first and depth first, with its matrix (4, 4) into the world.
+    def view_bytes(self, view: int) -> bytes:
+        """What lies in a buffer view. Raises: FileFormatError."""
+        length = integer(self.source, self.item("bufferViews", view), "byteLength", 1)
+        return self._view({}, view, np.dtype("u1"), length, 1).tobytes()
 
-        The scene is the one that the file names, else its first; a file without scenes shows all its nodes.
+    def hierarchy(self) -> tuple[list[int], list[list[int]]]:
+        """The node above each, -1 at a root, and the nodes below each.
+
         Raises: FileFormatError where nodes form no forest.
         """
         source, nodes = self.source, self.lists["nodes"]
         children = [indices(source, node, "children", len(nodes)) for node in nodes]
-        parents = [0] * len(nodes)
-        for child in (c for group in children for c in group):
-            parents[child] += 1
-        if any(n > 1 for n in parents):
-            raise source.fail(f"nodes: node {parents.index(max(parents))} has two parents")
-        if "scene" in self.json or self.lists["scenes"]:
-            scene = self.item("scenes", integer(source, self.json, "scene", 0, default=0))
-            roots = indices(source, scene, "nodes", len(nodes))
-        else:
-            roots = [i for i, n in enumerate(parents) if not n]
-        if any(parents[r] for r in roots) or len(set(roots)) < len(roots):
+        parents = [-1] * len(nodes)
+        for above, below in enumerate(children):
+            for child in below:
+                if parents[child] >= 0:
+                    raise source.fail(f"nodes: node {child} has two parents")
+                parents[child] = above
+        reached = [i for i, above in enumerate(parents) if above < 0]
+        for node in reached:  # grows as it goes
+            reached += children[node]
+        if len(reached) < len(nodes):
+            lost = min(set(range(len(nodes))) - set(reached))
+            raise source.fail(f"nodes: node {lost} is in a cycle or below one")
+        return parents, children
+
+    def scene_roots(self, parents: list[int]) -> list[int]:
+        """The roots of the scene that the file names, else of its first; of a file without scenes, all of them."""
+        source, nodes = self.source, self.lists["nodes"]
+        if "scene" not in self.json and not self.lists["scenes"]:
+            return [i for i, above in enumerate(parents) if above < 0]
+        scene = self.item("scenes", integer(source, self.json, "scene", 0, default=0))
+        return indices(source, scene, "nodes", len(nodes))
+
+    def world_matrices(self) -> list[tuple[int, NDArray[np.float64]]]:
+        """Each node of the scene, parents first and depth first, with its matrix (4, 4) into the world.
+
+        The scene is as in `scene_roots`. Raises: FileFormatError where nodes form no forest.
+        """
+        source, nodes = self.source, self.lists["nodes"]
+        parents, children = self.hierarchy()
+        roots = self.scene_roots(parents)
+        if any(parents[r] >= 0 for r in roots) or len(set(roots)) < len(roots):
             raise source.fail("scene: expected each root once and without a parent")
         locals_ = [_local_matrix(source, node, i) for i, node in enumerate(nodes)]
         found, stack = [], [(r, np.eye(4)) for r in reversed(roots)]
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by its reader
-            while stack:  # ends: no node has two parents, and no root has one
+            while stack:
                 node, above = stack.pop()
                 world = above @ locals_[node]
                 found.append((node, world))
@@ -177,7 +216,8 @@ def _component(source: Source, item: Json) -> np.dtype[Any]:
     return np.dtype(_COMPONENTS[kind])
 
 
-def _numbers(source: Source, node: Json, key: str, default: list[float]) -> NDArray[np.float64]:
+def numbers(source: Source, node: Json, key: str, default: list[float]) -> NDArray[np.float64]:
+    """As many finite numbers of a JSON object as `default` has. Raises: FileFormatError."""
     value = node.get(key, default)
     good = isinstance(value, list) and len(value) == len(default)
     if not good or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
@@ -187,23 +227,39 @@ def _numbers(source: Source, node: Json, key: str, default: list[float]) -> NDAr
     return np.array([float(v) for v in value])
 
 
+def node_parts(source: Source, node: Json, index: int) -> tuple[NDArray[np.float64], ...]:
+    """A node's translation, rotation (x, y, z, w), not yet of length 1, and scale. Raises: FileFormatError."""
+    rotation = numbers(source, node, "rotation", [0.0, 0.0, 0.0, 1.0])
+    if not 0.5 < math.hypot(*rotation) < 2:
+        raise source.fail(f"node {index}: expected a rotation of length 1, got {math.hypot(*rotation):g}")
+    return (
+        numbers(source, node, "translation", [0.0, 0.0, 0.0]),
+        rotation,
+        numbers(source, node, "scale", [1.0, 1.0, 1.0]),
+    )
+
+
+def node_matrix(source: Source, node: Json) -> NDArray[np.float64] | None:
+    """A node's `matrix` (4, 4), which the file has by columns, or None where it has none. Raises: FileFormatError."""
+    if "matrix" not in node:
+        return None
+    return numbers(source, node, "matrix", np.eye(4).ravel().tolist()).reshape(4, 4).T
+
+
 def _local_matrix(source: Source, node: Json, index: int) -> NDArray[np.float64]:
-    """A node's `matrix` (column-major), or translation, rotation (x, y, z, w) and scale."""
-    if "matrix" in node:
-        return _numbers(source, node, "matrix", np.eye(4).ravel().tolist()).reshape(4, 4).T
-    x, y, z, w = _numbers(source, node, "rotation", [0.0, 0.0, 0.0, 1.0])
-    norm = math.sqrt(x * x + y * y + z * z + w * w)
-    if not 0.5 < norm < 2:
-        raise source.fail(f"node {index}: expected a rotation of length 1, got {norm:g}")
-    x, y, z, w = x / norm, y / norm, z / norm, w / norm
+    given = node_matrix(source, node)
+    if given is not None:
+        return given
+    translation, rotation, scale = node_parts(source, node, index)
+    x, y, z, w = rotation / math.hypot(*rotation)
     matrix = np.eye(4)
     matrix[:3, :3] = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
         [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
         [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
     ]
-    matrix[:3, :3] *= _numbers(source, node, "scale", [1.0, 1.0, 1.0])
-    matrix[:3, 3] = _numbers(source, node, "translation", [0.0, 0.0, 0.0])
+    matrix[:3, :3] *= scale
+    matrix[:3, 3] = translation
     return matrix
 
 
@@ -235,7 +291,7 @@ def open_document(source: Source) -> Document:
     for index, item in enumerate(lists["buffers"]):
         length = integer(source, item, "byteLength", 1)
         if "uri" in item:
-            data = _resource(source, item["uri"], binary)
+            data = resource(source, item["uri"], binary)
         elif index == 0 and chunk is not None:
             data = chunk
         else:
@@ -281,7 +337,8 @@ def _local_name(source: Source, uri: object, binary: bool) -> str | None:
     return name
 
 
-def _resource(source: Source, uri: object, binary: bool) -> bytes:
+def resource(source: Source, uri: object, binary: bool) -> bytes:
+    """The bytes of a data URI, or of a file in the folder of this one or below. Raises: FileFormatError."""
     name = _local_name(source, uri, binary)
     if name is None:
         head, _, body = str(uri).partition(",")

@@ -4,7 +4,7 @@ On plain float32 and float64 tensors the maps of rotations and rigid motions run
 function names is theirs. Their torch twins, under torch.compile and `torch.func`, agree within 1e-15 and 6e-7.
 """
 
-from geom.lie import distributions, haar, linear, procrustes, quaternion, se3, sim3, so3
+from geom.lie import distributions, haar, kinematics, linear, procrustes, quaternion, se3, sim3, so3
 from geom.lie.affine import Affine
 from geom.lie.haar import HaarSample
 from geom.lie.rigid import Rigid
@@ -23,4 +23,5 @@ __all__ = [
     "HaarSample",
     "distributions",
     "procrustes",
+    "kinematics",
 ]

@@ -23,7 +23,7 @@ class SymmetricFactor:
         from scipy.sparse.linalg import splu
 
         rows = sparse.csr_array(matrix)
-        self._order = _dissect(rows, places)
+        self._order = dissect(rows, places)
         self._factor = splu(
             rows[self._order][:, self._order].tocsc(),
             permc_spec="NATURAL",
@@ -38,7 +38,7 @@ class SymmetricFactor:
         return result
 
 
-def _dissect(rows: Any, places: Array) -> Array:
+def dissect(rows: Any, places: Array) -> Array:
     """The order of elimination."""
     side = np.zeros(len(places), dtype=bool)
 

@@ -21,8 +21,12 @@ from hypothesis import strategies as st
 
 from geom.errors import FileFormatError
 from geom.io import load, save_mesh, save_points
+from geom.io.animation import Animation, Channel
+from geom.io.gltf_rig import load_rig, save_rig
+from geom.io.rig import Rig, make_rig
 from geom.meshes import Mesh
 from geom.points import Points
+from geom.values import replace
 
 SECONDS = 10
 NUMBERS = [b"-1", b"0", b"1", b"3", b"255", b"65536", b"2147483647", b"4294967296", b"99999999999999999999"]
@@ -69,6 +73,40 @@ def check(path: Path) -> bool:
     peak = tracemalloc.get_traced_memory()[1] - before
     assert peak <= 10 * size + 50_000_000, f"{path}: {peak} bytes of memory for a file of {size}"
     return refused
+
+
+def check_rig(path: Path) -> bool:
+    """Whether the file was refused as a rig; raises where one is neither refused nor fit to be posed."""
+    size = path.stat().st_size
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    try:
+        with deadline(path.name):
+            rig = load_rig(path)
+    except FileFormatError as error:
+        assert "please report" not in error.reason, error
+        return True
+    finally:
+        peak = tracemalloc.get_traced_memory()[1] - before
+        assert peak <= 10 * size + 50_000_000, f"{path}: {peak} bytes of memory for a file of {size}"
+    assert all(bool(torch.isfinite(x).all()) for x in (rig.translation, rig.quat_wxyz, rig.scale, rig.morph))
+    for primitive in rig.primitives:
+        n = len(primitive.vertices)
+        assert bool(torch.isfinite(primitive.vertices).all()) and 0 <= primitive.node < len(rig.names)
+        if len(primitive.faces):
+            assert int(primitive.faces.min()) >= 0 and int(primitive.faces.max()) < n
+        if primitive.indices is not None and primitive.weights is not None and primitive.skin is not None:
+            joints = len(rig.skins[primitive.skin].joints)
+            assert primitive.indices.shape == primitive.weights.shape == (n, primitive.weights.shape[1])
+            assert n == 0 or (int(primitive.indices.min()) >= 0 and int(primitive.indices.max()) < joints)
+            assert bool((primitive.weights >= 0).all()) and bool(((primitive.weights.sum(1) - 1).abs() < 1e-6).all())
+    for animation in (None, *range(len(rig.animations))):
+        pose = rig.pose(animation=animation, time=torch.tensor([0.0, 0.3, 9.0]))
+        assert pose.world.shape == (3, len(rig.names), 3, 4) and pose.morph.shape == (3, len(rig.morph))
+        sizes = [float(x.abs().max()) for x in (rig.translation, rig.scale, pose.translation, pose.scale) if x.numel()]
+        if max(sizes, default=0) < 1e6 and (rig.basis is None or float(rig.basis.abs().max()) < 1e6):
+            assert bool(torch.isfinite(pose.world).all())  # larger ones may overflow on their way down a chain
+    return False
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -230,6 +268,99 @@ def test_mutations_are_noticed(cases, traced) -> None:
             path.write_bytes(wrap(mutate(data, rng)))
             refused += check(path)
         assert refused > 5, f"{path.name}: hardly a mutation is noticed"
+
+
+def bending() -> Rig:
+    """A small rig with every part that a file of one can have."""
+    x = torch.arange(18, dtype=torch.float32).reshape(6, 3) / 8
+    rig = make_rig(x, torch.tensor([[0, 1, 2], [2, 3, 4], [5, 4, 3]]), parent=torch.tensor([-1, 0, 1]), joints=x[:3],
+                   weights=x[:, :1].add(1).repeat(1, 3), motion=torch.eye(3, 4).repeat(2, 3, 1, 1))  # fmt: skip
+    body = replace(rig.primitives[0], normals=x, uv=x[:, :2], colors=x / 4, morphs=torch.stack([x, -x]))
+    still = replace(body, node=1, weights=None, indices=None, skin=None, morphs=None, mesh=1)
+    times = torch.tensor([0.0, 0.5])
+    spline = Channel(times, torch.rand(2, 3, 4) + 0.1, 1, "rotation", "CUBICSPLINE")
+    weights = Channel(times, torch.rand(2, 2), 3, "weights", "STEP")
+    basis = torch.eye(3).repeat(4, 1, 1)
+    basis[2, 0, 1] = 0.5
+    return replace(
+        rig,
+        primitives=(still, body),
+        morph=torch.tensor([0.5, 0.25]),
+        animations=(*rig.animations, Animation((spline, weights), "b")),
+        basis=basis,
+        look='{"materials":[{}],"textures":[{"source":0}],"images":[[0,3,"image/png",""]]}',
+        images=torch.arange(3, dtype=torch.uint8),
+    )
+
+
+@pytest.fixture(scope="module")
+def rigs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, bytes, Callable[[bytes], bytes]]]:
+    """As `cases`: bytes of a GLB, text of a glTF, and the same text in a container that is right."""
+    folder = tmp_path_factory.mktemp("rigs")
+    found = []
+    for name, suffix, wrap in (("a.glb", "glb", plain), ("b.gltf", "gltf", plain), ("c.glb", "gltf", in_glb)):
+        save_rig(bending(), folder / f"seed.{suffix}")
+        data = (folder / f"seed.{suffix}").read_bytes()
+        (folder / name).write_bytes(wrap(data))
+        assert not check_rig(folder / name)
+        found.append((folder / name, data, wrap))
+    return found
+
+
+@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@given(case=st.integers(0, 2), rng=st.randoms(use_true_random=False))
+def test_mutated_rigs(rigs, traced, case: int, rng: random.Random) -> None:
+    """Six hundred mutations of bytes and of numbers in the JSON."""
+    path, data, wrap = rigs[case]
+    path.write_bytes(wrap(mutate(data, rng)))
+    check_rig(path)
+
+
+WRONG_JSON = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    7,
+    2.5,
+    1e300,
+    10**400,
+    "",
+    "x",
+    [],
+    [0],
+    [0, 0],
+    [1e30] * 3,
+    {},
+    {"a": 1},
+    [[]],
+    [{}],
+]
+
+
+def test_rigs_with_one_entry_of_the_json_replaced(rigs, traced) -> None:
+    """Every place in the JSON gets three values of other kinds."""
+    path, data, _ = rigs[1]
+    found = json.loads(data)
+    places: list[tuple[object, object]] = []
+
+    def walk(item: object) -> None:
+        for key in list(item) if isinstance(item, dict) else range(len(item)) if isinstance(item, list) else ():
+            places.append((item, key))
+            walk(item[key])  # type: ignore[index]
+
+    walk(found)
+    rng, refused, tried = random.Random(0), 0, 0
+    for item, key in places:
+        old = item[key]  # type: ignore[index]
+        for new in rng.sample(WRONG_JSON, 3):
+            item[key] = new  # type: ignore[index]
+            path.write_text(json.dumps(found))
+            refused += check_rig(path)
+            tried += 1
+        item[key] = old  # type: ignore[index]
+    assert tried > 800 and refused > tried / 4
 
 
 @pytest.mark.parametrize("seed", range(3))
