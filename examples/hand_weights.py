@@ -44,7 +44,7 @@ def hand_or_starfish(quick: bool) -> tuple[Tensor, Tensor, Tensor, float]:
     distance, along = nearest_on_segments(grid, torch.stack([0 * way, 1.2 * way], 1))
     field = (distance - 0.28 + 0.16 * along).amin(1).reshape(len(axis), len(axis), len(thin))
     surface = marching_cubes(field, spacing=h, origin=torch.stack([axis[0], axis[0], thin[0]]))
-    return *tetrahedralize(surface, edge_length=1.5 * h), bones, 0.35 * h
+    return *tetrahedralize(surface, edge_length=1.5 * h), bones, 1.0 * h
 
 
 def boundary(tets: Tensor) -> Tensor:

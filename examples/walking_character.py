@@ -1,16 +1,15 @@
-"""A character that walks, through a file: `python examples/walking_character.py [--rig character.glb]`.
+"""A character that walks, through a file: `python examples/walking_character.py`.
 
 The synthetic human of assets/bodies swings its legs and arms through one second; `make_rig` turns it into a rig with an
-animation, `save_rig` writes it as glTF, and what `load_rig` reads is posed between the key frames and skinned. Or give
-a rigged character of your own: its first animation is drawn. The number is the largest distance of the posed surface
-from the one before it was written, at the key frames.
+animation, `save_rig` writes it as glTF, and what `load_rig` reads is posed between the key frames and skinned. With
+`--rig character.glb` a character of your own is drawn instead, by its first animation. The number is the largest
+distance of the posed surface from the one before it was written, at the key frames.
 """
 
 import math
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -20,7 +19,7 @@ from geom.lie.kinematics import compose_affine, invert_affine
 from geom.meshes import Mesh
 from geom.skinning import BodyState, Rig, deform, load_rig, make_rig, save_rig, synthetic_human
 from geom.values import replace
-from geom.viz import View, render, save_png
+from geom.viz import View, render_strip, save_png
 
 RATE, FRAMES = 24.0, 25  # one second, its end as its beginning
 
@@ -85,13 +84,11 @@ def main(rig: Path | None = None, quick: bool = False, out: Path = Path("out/exa
     far = 1.75 * float((high - low).norm())
     size = (110, 220) if quick else (300, 600)
     view = View(size=size, camera=((x + 0.75 * far, y + 0.1 * far, z + 0.6 * far), (x, y, z), (0, 1, 0)))
-    pictures = []
-    for k in range(8):
-        parts = [Mesh(v[k].float(), p.faces) for v, p in zip(frames, character.primitives, strict=True) if len(p.faces)]
-        pictures.append(render(*parts, view=view))
+    surfaces = [(v.float(), p.faces) for v, p in zip(frames, character.primitives, strict=True) if len(p.faces)]
+    strip = render_strip([[(Mesh(v[k], faces), None) for v, faces in surfaces] for k in range(8)], view=view)
     picture = out if out.suffix == ".png" else out / "walking_character.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    save_png(picture, np.concatenate(pictures, 1))
+    save_png(picture, strip)
     print(f"wrote {picture}")
 
     assert error < 2e-6, f"expected the same surface within 2 um, got {1e6 * error:.2f} um"

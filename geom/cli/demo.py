@@ -9,8 +9,8 @@ __all__ = ["demo"]
 def demo(out: Path = Path("out/demo")) -> int:
     """Run the tour: the main jobs on real input, with pictures, numbers and a page to read.
 
-    Real scans come from the folder that GEOM_DATA names (default ../shared/data); without it, the tour shows the scans
-    that come with the package.
+    Real data come from the folder that GEOM_DATA names (default ../shared/data); without it, the tour shows what
+    comes with the package.
 
     Args:
         out: Folder for the pictures, numbers.json and index.html; made where it is missing.

@@ -201,10 +201,9 @@ def simulate(
 
 def strip(cable: "Cable", x: "Tensor") -> "npt.NDArray[np.uint8]":
     """Frames (t, n, 3) side by side from one camera, (H, W, 3)."""
-    import numpy as np
     import torch
 
-    from geom.viz import Lines, View, render
+    from geom.viz import Lines, View, render_strip
 
     child = (cable.rod.parent >= 0).nonzero()[:, 0]
     segments = torch.stack([cable.rod.parent[child], child], 1)
@@ -212,11 +211,8 @@ def strip(cable: "Cable", x: "Tensor") -> "npt.NDArray[np.uint8]":
     middle, reach = ((low + high) / 2).tolist(), float((high - low).norm())
     eye = (middle[0] + 0.3 * reach, middle[1] - 1.5 * reach, middle[2] + 0.3 * reach)
     view = View(size=(320, 320), camera=(eye, (middle[0], middle[1], middle[2]), (0.0, 0.0, 1.0)))
-    pictures = []
-    for frame in x:
-        grips = frame[list(cable.clamped)]
-        pictures.append(render(Lines(frame, segments), grips, colors=[ROD, GRIP], view=view))
-    return np.concatenate(pictures, 1)
+    panels = [[(Lines(frame, segments), ROD), (frame[list(cable.clamped)], GRIP)] for frame in x]
+    return render_strip(panels, view=view)
 
 
 def _cable(path: Path) -> "Cable":

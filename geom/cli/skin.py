@@ -127,11 +127,10 @@ def _archive(rig: "Rig", which: int | None, moments: list[float], method: Method
 
 def _strip(rig: "Rig", which: int | None, moments: list[float], method: Method) -> "npt.NDArray[np.uint8]":
     """Moments side by side, from one camera, in front of the character and a little to its left; y is up."""
-    import numpy as np
     import torch
 
     from geom.meshes import Mesh
-    from geom.viz import View, render
+    from geom.viz import View, render_strip
 
     count = min(len(moments), _PICTURES)
     chosen = [moments[round(i * (len(moments) - 1) / max(1, count - 1))] for i in range(count)]
@@ -144,8 +143,8 @@ def _strip(rig: "Rig", which: int | None, moments: list[float], method: Method) 
     x, y, z = ((low + high) / 2).tolist()
     reach = 1.75 * max(float((high - low).norm()), 1e-6)
     view = View(size=(280, 400), camera=((x + 0.5 * reach, y + 0.25 * reach, z + 0.83 * reach), (x, y, z), (0, 1, 0)))
-    pictures = []
-    for frame in frames:
-        things = [Mesh(x, p.faces) if len(p.faces) else x for p, x in zip(rig.primitives, frame, strict=True) if len(x)]
-        pictures.append(render(*things, view=view))
-    return np.concatenate(pictures, 1)
+    panels = [
+        [(Mesh(x, p.faces) if len(p.faces) else x, None) for p, x in zip(rig.primitives, frame, strict=True) if len(x)]
+        for frame in frames
+    ]
+    return render_strip(panels, view=view)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from string import Formatter
+from typing import Any
 
 from geom.demo.tour import Chapter, Result
 
@@ -16,8 +18,9 @@ p { max-width: 46rem; } .soft, figcaption { color: var(--soft); font-size: .9rem
 th, td { text-align: right; padding: .35rem .8rem; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-figure { margin: .6rem 0; } img { width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; }
-figcaption { display: flex; justify-content: space-between; }
+figure { margin: .6rem 0; width: fit-content; }
+img { display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; }
+figcaption { display: flex; } figcaption span { flex: 1; text-align: center; }
 """
 
 
@@ -52,18 +55,26 @@ def _row(chapter: Chapter, result: Result) -> str:
     if "problem" in result.numbers:
         cells = f'<td colspan="{len(chapter.columns)}">failed</td>'
     else:
-        texts = (form.format(**result.numbers) for form in chapter.columns.values())
+        texts = (_cell(form, result.numbers) for form in chapter.columns.values())
         cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
     return f"<tr><td>{escape(result.name)}</td>{cells}</tr>"
+
+
+def _cell(form: str, numbers: Mapping[str, Any]) -> str:
+    """One number as text; a dash where this job has none."""
+    names = {name for _, name, _, _ in Formatter().parse(form) if name}
+    return form.format(**numbers) if names <= numbers.keys() else "-"
 
 
 def _result(result: Result) -> str:
     figure = ""
     if result.picture:
-        scene = f'<a href="{escape(result.scene)}">turn it</a>' if result.scene else ""
-        figure = f"""<figure><img src="{escape(result.picture)}" alt="{escape(result.name)}: before and after">
-<figcaption><span>before</span><span>{scene}</span><span>after</span></figcaption></figure>"""
+        under = "".join(f"<span>{escape(caption)}</span>" for caption in result.captions)
+        alt = escape(f"{result.name}: {', '.join(result.captions)}")
+        figure = f"""<figure><img src="{escape(result.picture)}" alt="{alt}">
+<figcaption>{under}</figcaption></figure>"""
+    scene = f' <a href="{escape(result.scene)}">Turn it.</a>' if result.scene else ""
     return f"""
 <h3>{escape(result.name)}</h3>
-<p>{escape(result.words)}</p>
+<p>{escape(result.words)}{scene}</p>
 {figure}"""

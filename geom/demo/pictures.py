@@ -1,9 +1,10 @@
-"""Before and after a registration: one picture of both, and a scene to turn."""
+"""Before and after a registration, with a scene to turn; and strips, panels side by side from one camera."""
 
 import enum
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,15 @@ from torch import Tensor
 
 from geom.errors import GeomError
 from geom.lie import Rigid
-from geom.viz import Camera, View, render, save_html, save_png
+from geom.viz import Camera, View, render, render_strip, save_html, save_png
+from geom.viz.scene import Thing
 
-__all__ = ["Drawn", "Look", "before_after", "draw_pair"]
+__all__ = ["GRIP", "SOURCE", "TARGET", "Color", "Drawn", "Look", "before_after", "draw_pair", "draw_strip"]
+
+Color: TypeAlias = tuple[float, float, float]
 
 SOURCE, TARGET = (0.93, 0.46, 0.12), (0.12, 0.42, 0.75)  # orange onto blue
+GRIP = (0.1, 0.1, 0.1)
 _SIZE = (800, 600)  # pixels of each half
 
 
@@ -65,6 +70,22 @@ def draw_pair(
     except GeomError as error:
         return Drawn(None, None, f"No picture: {error}")
     return Drawn(f"{name}.png", f"{name}.html")
+
+
+def draw_strip(
+    out: Path,
+    name: str,
+    panels: Sequence[Sequence[tuple[Thing, Color | None]]],
+    *,
+    size: tuple[int, int],
+    up: Color = (0.0, 0.0, 1.0),
+) -> Drawn:
+    """Write panels side by side as `name.png` into `out`; up, what a picture's up is."""
+    try:
+        save_png(out / f"{name}.png", render_strip(panels, view=View(size=size, up=up)))
+    except GeomError as error:
+        return Drawn(None, None, f"No picture: {error}")
+    return Drawn(f"{name}.png", None)
 
 
 def _move(pose: Rigid, points: Tensor) -> Tensor:

@@ -16,19 +16,22 @@ __all__ = ["Chapter", "Result", "data_folder", "run", "versions"]
 
 
 class Result(NamedTuple):
-    """What one job leaves: `numbers`, plain JSON data; `words`, what the reader sees; names of files in the folder."""
+    """What one job leaves: `numbers`, plain JSON data; `words`, what the reader sees; names of files in the folder, and
+    what stands under the picture, from left to right."""
 
     name: str
     numbers: dict[str, Any]
     words: str
     picture: str | None = None
     scene: str | None = None  # an interactive page
+    captions: tuple[str, ...] = ("before", "after")
 
 
 class Chapter(NamedTuple):
     """One subject: an opening, jobs by name (each takes the output folder), and a table of the numbers they return.
 
-    `columns`: heading -> format string over a job's numbers, e.g. {"error": "{error_deg:.3f}°"}.
+    `columns`: heading -> format string over a job's numbers, e.g. {"error": "{error_deg:.3f}°"}; a job without the
+    number leaves the cell empty.
     """
 
     name: str
@@ -40,9 +43,9 @@ class Chapter(NamedTuple):
 
 def chapters(data: Path | None) -> list[Chapter]:
     """Every chapter of the tour, for the real data in `data` where there are any."""
-    from geom.demo import registration
+    from geom.demo import cables, characters, registration
 
-    return [chapter(data) for chapter in (registration.chapter,)]
+    return [room.chapter(data) for room in (registration, cables, characters)]
 
 
 def data_folder() -> Path | None:
@@ -66,7 +69,7 @@ def run(out: str | os.PathLike[str], data: str | os.PathLike[str] | None = None)
     """Run the tour and write it into the folder `out`, which is made where it is missing.
 
     Args: out, for pictures, interactive scenes, `numbers.json` and `index.html`; data, the folder of real data (the
-    layout of `GEOM_DATA`), or None for the scans that come with the package alone.
+    layout of `GEOM_DATA`), or None for what comes with the package alone.
     Returns: the results in order. Where nothing can be drawn, numbers and page come without pictures; a job that fails
     on its data has `problem` as its only number.
     Raises: OSError where `out` cannot be written.

@@ -1,8 +1,8 @@
 """Smooth skinning decomposition as an alternation of its two halves, and how it gets out of poor minima.
 
-`descend` alternates, and steps on along what the bones moved while that pays. `thin` takes the bones away whose loss
-costs least. `reseed` adds bones where the error is greatest, and thins. Everything is in units of the track's
-diagonal, about its centre.
+`descend` alternates, and steps on along what the bones moved while that pays; a rest that is free it also straightens.
+`thin` takes the bones away whose loss costs least. `reseed` adds bones where the error is greatest, and thins.
+Everything is in units of the track's diagonal, about its centre.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,13 @@ from torch import Tensor
 from geom.skinning.bone_transforms import fit_bones, fit_labels, step_along
 from geom.skinning.bone_weights import RIDGE, dense_weights, fit_weights, homogeneous
 from geom.skinning.clusters import cluster_rigidly, rigid_errors
+from geom.skinning.rest_pose import settle_points, turn_rests
 
 __all__ = ["FLOOR", "Problem", "State", "begin", "descend", "reseed", "rmse", "thin"]
 
 FLOOR = 1e-6  # of the diagonal: as good as exact
 _BLOCK = 10  # alternations between looks at what they gained
+_DEAR = 4  # alternations that one with a bend counts for, as it takes as long
 _GAIN = 0.02  # of the error, that a block has to gain
 
 
@@ -123,6 +125,21 @@ def _fit_rest(rows: Tensor, state: State) -> Tensor:
     return torch.linalg.solve(N, right[..., None])[..., 0]
 
 
+def _bend(problem: Problem, rows: Tensor, state: State, damping: float) -> State:
+    """The rests of all bones turned against each other, and vertices with them."""
+    stacked = _stack(state.transforms)
+    rest, weights, transforms = turn_rests(
+        stacked.T @ stacked, rows.T @ stacked, *state, damping=damping, held=problem.held, locked=problem.locked
+    )
+    state = State(rest, weights, state.indices, transforms)
+    state = state._replace(rest=_fit_rest(rows, state))
+    stacked = _stack(transforms)
+    rest, weights = settle_points(
+        stacked.T @ stacked, rows.T @ stacked, state.rest, weights, state.indices, held=problem.held
+    )
+    return state._replace(rest=rest, weights=weights)
+
+
 def _smooth(dense: Tensor, near: Tensor, shares: Tensor, rounds: int = 8) -> Tensor:
     """One implicit step of diffusion over the neighbours, by Jacobi's iteration."""
     out = dense
@@ -131,35 +148,45 @@ def _smooth(dense: Tensor, near: Tensor, shares: Tensor, rounds: int = 8) -> Ten
     return out
 
 
-def descend(problem: Problem, state: State, steps: int, *, enough: float = 0.0) -> tuple[State, float, int]:
+def descend(
+    problem: Problem, state: State, steps: int, *, enough: float = 0.0, bend: bool = True
+) -> tuple[State, float, int]:
     """Alternations while they pay, at most `steps`: the state, its error, and how many there were.
 
     Each begins a little further along the last one's motion, more so from step to step; a step that made the error
-    greater is taken back.
+    greater is taken back. Where the rest is free, half of them begin with its bend, unless `bend` is
+    false.
     """
     rows = problem.rows
-    error, size = float(_squares(rows, state).mean().sqrt()), 0.0
-    before, looked, done = state, error, 0
+    error, size, damping = float(_squares(rows, state).mean().sqrt()), 0.0, 1e-3
+    before, looked, done, turn = state, error, 0, 0
     while done < steps and error > enough:
-        done += 1
+        bends = bend and problem.free_rest and turn % _BLOCK < _BLOCK // 2
+        turn, done = turn + 1, done + (_DEAR if bends else 1)
         trial = state
-        if size > 0:
+        if bends:
+            trial, size = _bend(problem, rows, state, damping), 0.0
+        elif size > 0:
             dense = dense_weights(state.weights, state.indices, state.transforms.shape[1])
             pivots = dense.T @ state.rest / dense.sum(0).clamp(min=1e-9)[:, None]
             moved = step_along(state.transforms, before.transforms, pivots, size)
             trial = state._replace(transforms=moved, rest=state.rest + size * (state.rest - before.rest))
         trial = _alternate(problem, rows, trial)
         now = float(_squares(rows, trial).mean().sqrt())
-        if now <= error or size == 0:
+        if bends:
+            damping = max(0.2 * damping, 1e-9) if now <= error else 8 * damping
+            if now <= error:
+                before, state, error = trial, trial, now
+        elif now <= error or size == 0:
             before, state, error = state, trial, now
             size = 0.0 if problem.shares is not None else min(1.3 * size + 0.3, 20.0)
         else:
             size = 0.3 * size if size > 0.5 else 0.0
-        if done % _BLOCK == 0:
+        if turn % _BLOCK == 0:
             if error > (1 - _GAIN) * looked:
                 break
             looked = error
-    return state, error, done
+    return state, error, min(done, steps)
 
 
 def _without(problem: Problem, rows: Tensor, state: State, bone: int, vertices: Tensor) -> State:

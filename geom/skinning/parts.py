@@ -60,7 +60,7 @@ def discover_parts(track: Float[Tensor, "t n 3"], *, parts: int | None = None, t
     >>> found.parent.tolist(), found.labels.bincount().tolist(), bool(found.joints[1, 0].abs() < 1e-4)
     ([-1, 0], [40, 40], True)
 
-    Guarantees: deterministic
+    Guarantees: not differentiable; deterministic
     """
     x = check_track(track).double()
     if parts is not None and (not isinstance(parts, int) or parts < 1):

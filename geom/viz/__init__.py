@@ -7,6 +7,7 @@ from geom.viz.probe import Probe, probe
 from geom.viz.render import render, save_png
 from geom.viz.scene import Lines
 from geom.viz.show import show
+from geom.viz.strip import render_strip
 
 __all__ = [
     "Camera",
@@ -16,6 +17,7 @@ __all__ = [
     "View",
     "probe",
     "render",
+    "render_strip",
     "save_html",
     "save_png",
     "show",

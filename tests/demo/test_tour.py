@@ -10,10 +10,14 @@ import torch
 from geom import demo
 from geom.cli import main
 from geom.demo import pictures, registration
+from geom.demo.page import _cell
+from geom.demo.tour import chapters as tour_chapters
 from geom.errors import GeomError
 from geom.lie import Rigid
 
 # rotation (degrees) and translation (metres) against the exact pose; about three times what was found
+PICTURES = {"street": "street.png", "teapot": "teapot.png", "two grips": "two_grips.png"}
+PICTURES |= {"human": "human.png", "scanned human": "scanned_human.png"}
 BOUNDS = {"street": (0.06, 0.012), "teapot": (0.15, 0.0015)}
 
 
@@ -36,12 +40,14 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_file_is_there(tour: Path) -> None:
     names = {path.name for path in tour.iterdir()}
-    assert names == {"numbers.json", "index.html", *(f"{name}.{kind}" for name in BOUNDS for kind in ("png", "html"))}
+    assert names == {"numbers.json", "index.html", *PICTURES.values(), *(f"{name}.html" for name in BOUNDS)}
 
 
 def test_numbers_are_within_bounds(tour: Path) -> None:
     found = json.loads((tour / "numbers.json").read_text())
     assert found["versions"]["torch"]
+    assert set(found) == {"versions", "registration", "cables", "characters"}
+    assert {name for chapter, jobs in found.items() if chapter != "versions" for name in jobs} == set(PICTURES)
     assert set(found["registration"]) == set(BOUNDS)
     for name, (degrees, metres) in BOUNDS.items():
         numbers = found["registration"][name]
@@ -53,14 +59,14 @@ def test_numbers_are_within_bounds(tour: Path) -> None:
 
 def test_the_page_links_only_to_its_neighbours(tour: Path) -> None:
     links = Links((tour / "index.html").read_text()).found
-    assert len(links) == 1 + 2 * len(BOUNDS)
+    assert sorted(links) == sorted(["numbers.json", *PICTURES.values(), *(f"{name}.html" for name in BOUNDS)])
     for link in links:
         assert "/" not in link and (tour / link).is_file()
 
 
-def test_the_page_has_a_row_for_each_pair(tour: Path) -> None:
+def test_the_page_has_a_row_for_each_job(tour: Path) -> None:
     page = (tour / "index.html").read_text()
-    for name in BOUNDS:
+    for name in PICTURES:
         assert f"<td>{name}</td>" in page and f"<h3>{name}</h3>" in page
     assert torch.__version__ in page
 
@@ -70,24 +76,47 @@ def test_without_pictures_numbers_and_page_still_come(tmp_path: Path, monkeypatc
         raise GeomError("nothing draws <here>")
 
     monkeypatch.setattr(pictures, "render", fail)
+    monkeypatch.setattr(pictures, "render_strip", fail)
     results = demo.run(tmp_path)
-    assert [result.picture for result in results] == [None, None]
+    assert [result.name for result in results] == list(PICTURES)
+    assert [result.picture for result in results] == [None] * len(PICTURES)
+    assert all("nothing draws" in result.words for result in results)
     assert {path.name for path in tmp_path.iterdir()} == {"numbers.json", "index.html"}
     assert "nothing draws &lt;here&gt;" in (tmp_path / "index.html").read_text()
 
 
 def test_a_bad_file_costs_only_its_own_row(tmp_path: Path, monkeypatch, capsys) -> None:
-    folder = tmp_path / "data" / "registration" / "lidar"
-    folder.mkdir(parents=True)
-    (folder / "bad.npz").write_bytes(b"hello")
+    bad = {"bad": "registration/lidar/bad.npz", "dlo1": "rods/a_dlo1_train.npz", "evil": "skinning/gltf/evil.glb"}
+    for name in bad.values():
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"hello")
     monkeypatch.setenv("GEOM_DATA", str(tmp_path / "data"))
     out = tmp_path / "out"
     assert main(["demo", "--out", str(out)]) == 2
     said = capsys.readouterr()
-    assert "1 of 3 jobs failed: bad: " in said.err and said.err.count("\n") == 1 and "3 jobs in" in said.out
-    numbers = json.loads((out / "numbers.json").read_text())["registration"]
-    assert list(numbers["bad"]) == ["problem"] and numbers["street"]["converged"]
-    assert "failed</td>" in (out / "index.html").read_text()
+    count = len(PICTURES) + 3
+    assert f"3 of {count} jobs failed: bad: " in said.err and said.err.count("\n") == 1
+    assert f"{count} jobs in" in said.out
+    numbers = json.loads((out / "numbers.json").read_text())
+    for chapter, name in zip(("registration", "cables", "characters"), bad, strict=True):
+        assert list(numbers[chapter][name]) == ["problem"]
+        assert f"{name}: " in said.err
+    assert numbers["registration"]["street"]["converged"] and numbers["characters"]["scanned human"]["converged"]
+    assert (out / "index.html").read_text().count("failed</td>") == 3
+
+
+def test_every_column_is_one_that_a_job_fills(tmp_path: Path, data: Path) -> None:
+    """A name misspelt in a column would be an empty cell in every row."""
+    for chapter in tour_chapters(data)[1:]:  # a registration fills all
+        done = [job(tmp_path).numbers for _, job in [*chapter.jobs[:1], *chapter.jobs[-2:]]]
+        for heading, form in chapter.columns.items():
+            assert any(_cell(form, numbers) != "-" for numbers in done), heading
+
+
+def test_a_cell_without_its_number_is_a_dash() -> None:
+    assert _cell("{a:.1f}, {b}", {"a": 1.25, "b": 2}) == "1.2, 2"
+    assert _cell("{a:.1f}, {b}", {"a": 1.25}) == "-"
 
 
 def test_real_pairs_come_first(data: Path) -> None:
