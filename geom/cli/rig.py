@@ -70,7 +70,7 @@ def solve(
             or vertices that `geom skin` wrote.
         bones: How many, at most.
         out: File for the character (glb, gltf).
-        mesh: File whose faces the vertices have, in place of the sequence's.
+        mesh: The mesh at rest, vertex by vertex that of the sequence; without it the shape at rest is solved for too.
         influences: Bones that a vertex may follow.
         tolerance: Greatest root mean square error, metres: the fewest bones that meet it.
         rate: Frames a second; else the file's, else 30.
@@ -82,9 +82,13 @@ def solve(
     from geom.skinning.decomposition import solve_skinning
 
     track, faces, rate = _read(sequence, rate)
+    rest = None
     if mesh is not None:
-        faces = load_mesh(mesh).faces
-    how = {"bones": bones, "influences": influences, "tolerance": tolerance}
+        still = load_mesh(mesh)
+        if len(still.vertices) != track.shape[1]:
+            raise ShapeError(f"mesh: expected the sequence's {track.shape[1]} vertices, got {len(still.vertices)}")
+        faces, rest = still.faces, still.vertices.to(track)
+    how = {"bones": bones, "rest": rest, "influences": influences, "tolerance": tolerance}
     found = solve_skinning(track, faces=faces, rate=rate, **how)
     save_rig(found.value, out)
     error = math.sqrt(2 * float(found.cost) / (track.shape[0] * track.shape[1]))

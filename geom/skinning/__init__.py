@@ -10,7 +10,7 @@ from geom.skinning.body_fit import fit_body
 from geom.skinning.body_learn import fit_corrective, learn_body, unpose
 from geom.skinning.compression import WeightCode, fit_weight_code
 from geom.skinning.corrective import Corrective, make_corrective
-from geom.skinning.decomposition import Decomposition, decompose_skinning, solve_skinning
+from geom.skinning.decomposition import Decomposition, decompose_skinning, refine_skinning, solve_skinning
 from geom.skinning.diffusion import heat_weights
 from geom.skinning.dual_quaternion import dqs, dqs_rigid
 from geom.skinning.hybrid import graph_weights, hybrid, hybrid_blend
@@ -73,6 +73,7 @@ __all__ = [
     "Decomposition",
     "solve_skinning",
     "decompose_skinning",
+    "refine_skinning",
     "Parts",
     "discover_parts",
     "BodyModel",

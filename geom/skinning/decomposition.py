@@ -102,7 +102,7 @@ def decompose_skinning(
     More rigid clusters than bones are asked for become bones; weights (all vertices at once, by active
     sets) and transforms (all frames at once) alternate; bones go whose loss costs least; where the error stands still,
     bones are tried where it is greatest. A local minimum all the same: of sequences that skinning made, with their
-    rest and number of bones, the error measured was 1e-6 of the diagonal, without the rest 1e-5 to 2e-3.
+    rest and number of bones, the error measured was 1e-6 of the diagonal, without the rest 1e-5 to 4e-3.
 
     Args:
         track: (T, V, 3) vertices over frames, any unit, float32 or float64, finite. It is worked in float64.

@@ -69,6 +69,16 @@ def test_solve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert np.abs(x.numpy() - track).max() < 1e-4
 
 
+def test_solve_with_the_mesh_at_rest(tmp_path: Path) -> None:
+    track = sequence(tmp_path / "turn.npz")
+    rest = Mesh(torch.from_numpy(track[4]), torch.tensor([[3, 4, 5]]))
+    save_mesh(rest, tmp_path / "rest.ply")
+    args = ["--bones", "2", "--mesh", str(tmp_path / "rest.ply"), "--out", str(tmp_path / "turn.glb")]
+    assert main(["rig", "solve", str(tmp_path / "turn.npz"), *args]) == 0
+    surface = load_rig(tmp_path / "turn.glb").primitives[0]
+    assert torch.equal(surface.vertices, rest.vertices) and torch.equal(surface.faces, rest.faces)
+
+
 def test_solve_what_skin_wrote(tmp_path: Path) -> None:
     track = sequence(tmp_path / "turn.npz")
     names = {f"anim0_t{k / 4}_node2_prim0": x for k, x in enumerate(track)}
@@ -103,7 +113,7 @@ def test_bad_input(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.Capt
         (["solve", str(tmp_path / "flat.npz"), "--bones", "2", *out], "flat.npz"),
         (["solve", turn, "--bones", "0", *out], "bones"),
         (["solve", turn, "--bones", "2", "--rate", "0", *out], "rate"),
-        (["solve", turn, "--bones", "2", "--mesh", mesh, *out], "faces"),
+        (["solve", turn, "--bones", "2", "--mesh", mesh, *out], "60 vertices"),
     ):
         assert main(["rig", *arguments]) == 2, arguments
         said = capsys.readouterr().err
