@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from geom import (
         checks,
         cli,
+        clifford,
         compat,
         demo,
         errors,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "checks",
     "cli",
+    "clifford",
     "compat",
     "demo",
     "errors",

@@ -30,6 +30,7 @@ __all__ = ["BACKENDS", "choose", "launch", "launch_range", "operator", "record",
 BACKENDS = ("auto", "warp", "torch")
 MODULES = (
     "bone_fitting",
+    "clifford",
     "codes",
     "covariances",
     "edges",

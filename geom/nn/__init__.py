@@ -1,7 +1,8 @@
-"""Learning on sparse voxels: cells of a grid, reductions over them, and convolution."""
+"""Learning on what is sparse or ragged: voxels, reductions and convolution over them, attention within clouds."""
 
 from geom.nn.kernel_map import KernelMap, lookup, strided_map, submanifold_map
 from geom.nn.layers import SparseConv3d, SparseInverseConv3d, SubmanifoldConv3d
+from geom.nn.ragged_attention import attention
 from geom.nn.scatter import scatter, scatter_softmax
 from geom.nn.sparse_conv import sparse_conv
 from geom.nn.voxels import Voxels, merge_voxels, voxelize
@@ -20,4 +21,5 @@ __all__ = [
     "SparseConv3d",
     "SparseInverseConv3d",
     "SubmanifoldConv3d",
+    "attention",
 ]
