@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from geom.checks import check_positive, describe
 from geom.errors import FileFormatError, ShapeError
+from geom.kernels.bridge import small_operations
 from geom.rods.dynamics import GRAVITY, State, check_reach, clamps, start
 from geom.rods.identify import Clips, begin, between, check_clips, fill_gaps, grips
 from geom.rods.launch import Clamps, Rollout, tables
@@ -194,11 +195,12 @@ def rollout_with(
     rows: list[Tensor] = []
     step = dt / substeps
     advance = _stepper(rod, fixed, step)
-    for goal in between(path, substeps).split(residual.hold * substeps, 1):
-        if bound is not None:
-            state = _bounded(state, bound)
-        x, state = advance(state, goal, rod.mass[..., None] * residual(state, step))
-        rows.append(x[:, substeps::substeps])
+    with small_operations():
+        for goal in between(path, substeps).split(residual.hold * substeps, 1):
+            if bound is not None:
+                state = _bounded(state, bound)
+            x, state = advance(state, goal, rod.mass[..., None] * residual(state, step))
+            rows.append(x[:, substeps::substeps])
     return torch.cat(rows, 1)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geom.checks import check_choice, check_positive, describe
 from geom.errors import ShapeError
+from geom.kernels.bridge import small_operations
 from geom.lie import quaternion
 from geom.lie.procrustes import kabsch
 from geom.meshes.distance import SurfaceTree
@@ -100,7 +101,8 @@ def fit_body(
     # with noise, limbs are nearly round, and their closest points slide on for long
     close = [1e-4] * 3 + [3e-3] * 3 * joints + [3e-2] * (start.tangent_dim - 3 - 3 * joints)
     tolerance = 1e-6 if scan is None else torch.tensor(close)
-    fit = least_squares(problem, start, max_iterations=max_iterations, tolerance=tolerance)
+    with small_operations():
+        fit = least_squares(problem, start, max_iterations=max_iterations, tolerance=tolerance)
     return Fit(fit.value.to(dtype), fit.cost.to(dtype), None, fit.converged, fit.iterations)
 
 
