@@ -139,7 +139,7 @@ def weigh(library: str) -> dict[str, float]:
     free = torch.ones(len(x), dtype=torch.bool).index_fill(0, torch.from_numpy(fixed), False)
     energy = 0.5 * ((stiffness @ weights).square() / mass[:, None]).sum() / diagonal[free].mean()
     scores["energy"] = float(energy)
-    scores["bounds"] = float(torch.maximum(-weights, weights - 1).max().clamp(min=0))
+    scores["bounds"] = max(0.0, float(torch.maximum(-weights, weights - 1).max()))
     return {**scores, "row_sums": float((sums - 1).abs().max())}
 
 
