@@ -2,7 +2,6 @@
 
 import math
 import re
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,17 +108,17 @@ def _read(path: Path, rate: float | None) -> "tuple[Tensor, Tensor | None, float
     import numpy as np
     import torch
 
+    from geom.io.arrays import read_arrays
+    from geom.io.bytes import open_source
+
+    source = open_source(path)
+    arrays = read_arrays(source)
     try:
-        with open(path, "rb") as raw:
-            file = np.load(raw, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("no npz")
-            arrays = {name: file[name] for name in file.files}
         vertices, found = (arrays["vertices"], 30.0) if "vertices" in arrays else _posed(arrays)
         found = float(arrays.get("rate", found))
         faces = None if "faces" not in arrays else torch.from_numpy(arrays["faces"].astype(np.int64))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        raise FileFormatError(path, f"expected an npz with vertices (frames, vertices, 3), got {error}") from error
+    except (ValueError, TypeError) as error:
+        raise source.fail(f"expected an npz with vertices (frames, vertices, 3), got {error}") from error
     if vertices.ndim != 3 or vertices.shape[-1] != 3 or vertices.dtype.kind != "f" or min(vertices.shape) < 1:
         raise FileFormatError(path, f"expected vertices (frames, vertices, 3) of floats, got {vertices.shape}")
     chosen = found if rate is None else rate

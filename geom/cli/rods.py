@@ -265,20 +265,17 @@ def _swing(cable: "Cable", seconds: float) -> "Track":
 
 
 def _read(path: Path, rate: float | None, default: float = 100.0) -> "tuple[Tensor, float]":
-    import zipfile
-
     import numpy as np
     import torch
 
-    try:
-        with open(path, "rb") as raw:
-            file = np.load(raw, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile) or "x" not in file.files:
-                raise ValueError("no array x")
-            x = file["x"]
-            found = float(file["rate"]) if "rate" in file.files else default
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        raise FileFormatError(path, f"expected an npz with x (clips, frames, vertices, 3), got {error}") from error
+    from geom.io.arrays import read_arrays
+    from geom.io.bytes import open_source
+
+    source = open_source(path)
+    arrays = read_arrays(source, ("x", "rate"))
+    if "x" not in arrays or arrays.get("rate", np.zeros(1)).size != 1:
+        raise source.fail("expected an npz with x (clips, frames, vertices, 3), and perhaps one number as rate")
+    x, found = arrays["x"], arrays["rate"].item() if "rate" in arrays else default
     if x.ndim != 4 or x.shape[-1] != 3 or x.dtype.kind != "f" or min(x.shape) < 1 or x.shape[1] < 3:
         raise FileFormatError(path, f"expected x (clips, at least 3 frames, vertices, 3) of floats, got {x.shape}")
     chosen = found if rate is None else rate

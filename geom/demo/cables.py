@@ -1,11 +1,8 @@
 """The chapter on cables: shipped parameters against motion capture, and a cable simulated between two grips."""
 
-import io
 import math
 import re
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import as_file, files
@@ -19,6 +16,8 @@ from torch import Tensor
 from geom.demo.pictures import GRIP, SOURCE, TARGET, draw_strip
 from geom.demo.tour import Chapter, Result
 from geom.errors import FileFormatError
+from geom.io.arrays import read_arrays
+from geom.io.bytes import open_source
 from geom.lie import so3
 from geom.rods import Cable, Residual, Rod, load_cable, predict, predict_with, rollout, start, track_errors
 from geom.values import replace
@@ -66,11 +65,10 @@ def read_clips(path: Path, vertices: int) -> Tensor:
 
     Raises: FileFormatError if it is something else; OSError as `open` would.
     """
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            x = arrays["x"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
-        raise FileFormatError(path, f"expected clips x (clips, frames, vertices, 3): {error}") from error
+    source = open_source(path)
+    x = read_arrays(source, ("x",)).get("x")
+    if x is None:
+        raise source.fail("expected clips x (clips, frames, vertices, 3)")
     if x.ndim != 4 or x.shape[2:] != (vertices, 3) or x.dtype.kind != "f" or x.shape[0] < 1 or x.shape[1] < 3:
         raise FileFormatError(
             path, f"x: expected floats (clips, at least 3 frames, {vertices}, 3), got {x.dtype} of shape {x.shape}"

@@ -1,12 +1,9 @@
 """The chapter on characters: glTF rigs posed, the synthetic human skinned in three ways, and found again in a scan."""
 
-import io
 import re
 import statistics
 import time
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,8 @@ from torch import Tensor
 from geom.demo.pictures import SOURCE, TARGET, draw_strip
 from geom.demo.tour import Chapter, Result
 from geom.errors import ConvergenceWarning, FileFormatError
+from geom.io.arrays import read_arrays
+from geom.io.bytes import open_source
 from geom.lie import quaternion
 from geom.meshes import Mesh, mass_properties, sample_surface
 from geom.skinning import BodyModel, BodyState, Rig, deform, fit_body, load_rig, synthetic_human
@@ -75,11 +74,7 @@ def golden_error(rig: Rig, path: Path) -> float:
     """
     place = {(p.node, p.index): i for i, p in enumerate(rig.primitives)}
     worst = 0.0
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            golden = {name: torch.from_numpy(arrays[name].astype(np.float64)) for name in arrays.files}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
-        raise FileFormatError(path, f"expected vertices of a character in some poses: {error}") from error
+    golden = {name: torch.from_numpy(x.astype(np.float64)) for name, x in read_arrays(open_source(path)).items()}
     for key, expected in golden.items():
         found = _KEY.fullmatch(key)
         try:

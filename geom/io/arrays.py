@@ -5,6 +5,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from geom.io.faces import fan
 from geom.io.geometry import Geometry, checked
 from geom.io.text import columns_to_geometry
 
-__all__ = ["read_bin", "read_npy", "read_npz", "write_bin", "write_npy", "write_npz"]
+__all__ = ["read_arrays", "read_bin", "read_npy", "read_npz", "write_bin", "write_npy", "write_npz"]
 
 _POSITIONS = ("positions", "vertices", "points", "xyz")
 _OTHERS = ("faces", "normals", "colors", "intensities", "offsets")
@@ -38,9 +39,15 @@ def _npy_header(source: Source, head: bytes) -> tuple[np.dtype[Any], tuple[int, 
     shape = re.search(r"'shape':\s*\(([0-9L, ]*)\)", text)
     sizes = [] if shape is None else [n.strip().removesuffix("L") for n in shape[1].removesuffix(",").split(",")]
     sizes = [] if sizes == [""] else sizes
+    if re.search(r"'descr':\s*'\|O", text):
+        raise source.fail(
+            "an array of pickled objects, which are not read; where they can be, save it again as plain numbers, "
+            "`.toarray()` of a sparse matrix, `np.array(x)` of others",
+            start,
+        )
     plain = shape is not None and all(re.fullmatch("[0-9]{1,18}", n) for n in sizes)
     if kind is None or order is None or not plain or kind[1][-2:] == "f1":
-        raise source.fail(f"expected an array of plain numbers, got {text.strip()[:120]}", start)
+        raise source.fail(f"expected numbers, plain ones in an array, got {text.strip()[:120]}", start)
     return np.dtype(kind[1]), tuple(map(int, sizes)), order[1] == "True", stop
 
 
@@ -79,14 +86,7 @@ def read_npz(source: Source) -> Geometry:
 
     Raises: FileFormatError, also where the archive unpacks to far more than its size.
     """
-    try:
-        arrays = _unpack(source)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError, LookupError) as error:
-        raise source.fail(f"not a readable zip archive: {error}") from error
-    except FileFormatError:
-        raise
-    except (ValueError, OverflowError, struct.error) as error:  # of zipfile, on names and dates
-        raise source.fail(f"not a readable zip archive: {error}") from error
+    arrays = read_arrays(source, _POSITIONS + _OTHERS, widened=True)
     name = next((n for n in _POSITIONS if n in arrays), None)
     if name is None:
         raise source.fail(f"expected an array named {', '.join(_POSITIONS)}")
@@ -101,10 +101,29 @@ def read_npz(source: Source) -> Geometry:
     return checked(source, xyz, faces=faces, **others)
 
 
-def _unpack(source: Source) -> dict[str, NDArray[Any]]:
+def read_arrays(
+    source: Source, names: Sequence[str] | None = None, *, widened: bool = False
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a .npz archive by name: of `names` those that are there, others not opened; all if None.
+
+    Args: widened, whether float64 is made of them, which counts as their memory.
+    Raises: FileFormatError for what is no archive of plain numbers, or unpacks to far more than its size.
+    """
+    try:
+        return _unpack(source, names, widened)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError, LookupError) as error:
+        raise source.fail(f"not a readable zip archive: {error}") from error
+    except FileFormatError:
+        raise
+    except (ValueError, OverflowError, struct.error) as error:  # of zipfile, on names and dates
+        raise source.fail(f"not a readable zip archive: {error}") from error
+
+
+def _unpack(source: Source, wanted_names: Sequence[str] | None, widened: bool) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     with zipfile.ZipFile(io.BytesIO(source.data)) as archive:
-        wanted = [m for m in archive.infolist() if m.filename.removesuffix(".npy") in _POSITIONS + _OTHERS]
+        every = [m for m in archive.infolist() if not m.is_dir()]
+        wanted = [m for m in every if wanted_names is None or m.filename.removesuffix(".npy") in wanted_names]
         names = [m.filename for m in wanted]
         if len(set(names)) < len(names):
             raise source.fail("an array stands there twice")
@@ -118,11 +137,15 @@ def _unpack(source: Source) -> dict[str, NDArray[Any]]:
                 )
             with archive.open(member) as file:
                 unpacked += member.file_size if member.compress_type == zipfile.ZIP_DEFLATED else 0
-                arrays[member.filename.removesuffix(".npy")] = _array(source, file, member.file_size, unpacked)
+                name = member.filename.removesuffix(".npy")
+                try:
+                    arrays[name] = _array(source, file, member.file_size, unpacked, widened)
+                except FileFormatError as error:
+                    raise source.fail(f"{name}: {error.reason}") from error
     return arrays
 
 
-def _array(source: Source, file: IO[bytes], size: int, unpacked: int) -> NDArray[Any]:
+def _array(source: Source, file: IO[bytes], size: int, unpacked: int, widened: bool) -> NDArray[Any]:
     """One array of `size` bytes, header included; memory is taken only after all numbers agree."""
     head = file.read(10)
     if len(head) == 10:
@@ -132,7 +155,7 @@ def _array(source: Source, file: IO[bytes], size: int, unpacked: int) -> NDArray
             head += file.read(min(int.from_bytes(head[8:12], "little"), _HEADER))
     dtype, shape, fortran, start = _npy_header(source, head)
     _sized(source, dtype, shape, size - start)
-    source.budget(unpacked * (1 if dtype.itemsize == 8 else 3 if dtype.itemsize == 4 else 9), "compressed arrays")
+    source.budget(unpacked * ({8: 1, 4: 3}.get(dtype.itemsize, 9) if widened else 1), "compressed arrays")
     array = np.empty(shape, dtype, order="F" if fortran else "C")
     view = array.reshape(-1, order="A").view(np.uint8)
     at = 0

@@ -4,13 +4,7 @@ Shape moves the surface, and the joints are regressed from it (Loper et al. 2015
 skeleton are not apart, as they are in `geom.skinning.BodyModel`.
 """
 
-import io
-import math
 import os
-import struct
-import tokenize
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
@@ -20,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geom.checks import FLOATS, check_choice
-from geom.errors import FileFormatError, ShapeError
+from geom.errors import ShapeError
+from geom.io.arrays import read_arrays
 from geom.io.bytes import Source, open_source
 from geom.lie import quaternion
 from geom.lie.kinematics import forward_kinematics
@@ -111,12 +106,10 @@ def load_smpl(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float3
     """
     check_choice(dtype, FLOATS, "dtype")
     source = open_source(path)
-    try:
-        arrays = _read(source)
-    except FileFormatError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise source.fail(f"not a readable .npz archive: {error}") from error
+    arrays = read_arrays(source, _KEYS)
+    missing = [name for name in _KEYS if name not in arrays]
+    if missing:
+        raise source.fail(f"expected the arrays {', '.join(_KEYS)}; {missing[0]} is missing")
     numbers = {name: _plain(source, name, arrays[name]) for name in _KEYS}
     v, j, s = (len(numbers["v_template"]), numbers["kintree_table"].shape[-1], numbers["shapedirs"].shape[-1])
     shapes = {
@@ -161,35 +154,3 @@ def _plain(source: Source, name: str, array: NDArray[Any]) -> NDArray[np.float64
     if not array.ndim or not np.isfinite(array).all():
         raise source.fail(f"{name}: expected an array of finite numbers, got shape {array.shape}, NaN or inf")
     return array.astype(np.float64)
-
-
-def _read(source: Source) -> dict[str, NDArray[Any]]:
-    """The arrays of `_KEYS`; no memory is taken on the word of a header."""
-    found: dict[str, NDArray[Any]] = {}
-    with zipfile.ZipFile(io.BytesIO(source.data)) as archive:
-        members = {member.filename: member for member in archive.infolist()}
-        source.budget(sum(members[f"{n}.npy"].file_size for n in _KEYS if f"{n}.npy" in members), "arrays")
-        for name in _KEYS:
-            member = members.get(f"{name}.npy")
-            if member is None:
-                raise source.fail(f"expected the arrays {', '.join(_KEYS)}; {name} is missing")
-            data = archive.read(member)
-            try:
-                file = io.BytesIO(data)
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(file)
-            except (ValueError, TypeError, OverflowError, SyntaxError, RecursionError, tokenize.TokenError) as error:
-                raise source.fail(f"{name}: not an .npy array: {error}") from error
-            if dtype.hasobject:
-                raise source.fail(
-                    f"{name}: an array of pickled objects, which are not read; where they can be, save it again as "
-                    f"plain numbers, `.toarray()` of a sparse matrix, `np.array(x)` of others"
-                )
-            if dtype.kind not in "fiu":
-                raise source.fail(f"{name}: expected numbers, got dtype {dtype}")
-            if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-                raise source.fail(f"{name}: expected {shape} of {dtype}, got {len(data) - file.tell()} bytes")
-            flat = np.frombuffer(data, dtype, offset=file.tell())
-            found[name] = flat.reshape(shape, order="F" if fortran else "C")
-    return found
