@@ -15,8 +15,9 @@ help:
 demo: venv system warmup
 	$(BIN)/geom demo --out out/demo
 
+# a process on each core; to debug, call pytest without -n
 test: venv system warmup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: .venv/bench-installed system warmup
 	$(BIN)/python -m benchmarks registration-local
@@ -26,6 +27,7 @@ bench: .venv/bench-installed system warmup
 	$(BIN)/python -m benchmarks meshes
 	$(BIN)/python -m benchmarks rods
 	$(BIN)/python -m benchmarks skinning
+	$(BIN)/python -m benchmarks clifford
 
 lint: venv
 	$(BIN)/ruff check

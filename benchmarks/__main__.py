@@ -21,6 +21,7 @@ BENCHMARKS = {
     "serialization": "Morton, Hilbert and traverse codes: geom, numpy-hilbert-curve and torch, bit by bit",
     "meshes": "geodesics, Laplacian, distance, samples: geom, libigl, potpourri3d, open3d and trimesh",
     "rods": "elastic rods: geom and PyElastica at equal physics, microseconds of a rod-step, errors on motion capture",
+    "clifford": "geometric algebra: geom, GATr in dense form, lgatr and geometric-algebra-attention",
     "skinning": "linear and dual-quaternion skinning: geom, torch's forms and libigl",
     "rotations": "geom.lie, roma, pypose, scipy and pytorch3d's formulas",
 }

@@ -42,8 +42,17 @@ hypothesis.settings.register_profile("geom", deadline=None, derandomize=True, da
 hypothesis.settings.load_profile("geom")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    if getattr(config.option, "numprocesses", None):  # pytest -n: one thread too for what workers load and start
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For pytest -n auto: the cores this process may use, and at most 8, as a worker takes 1 GB and more."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

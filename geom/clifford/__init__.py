@@ -4,7 +4,7 @@ Public multivectors are plain tensors (..., C, blades), blades grade by grade. `
 any kind in `PGA`; `PointAttention` and `PointNetwork` on small clouds of points, over pairs, triples and more of them.
 """
 
-from geom.clifford import embedding
+from geom.clifford import conformal, embedding
 from geom.clifford.algebra import CGA, EGA, PGA, STA, Algebra
 from geom.clifford.attention import (
     AttentionPlan,
@@ -14,6 +14,7 @@ from geom.clifford.attention import (
     join_attention,
 )
 from geom.clifford.bilinear import GeometricBilinear, GeoMLP
+from geom.clifford.bodies import Bodies, BodyNetwork, draw_planets, move_bodies
 from geom.clifford.gates import GatedNonlinearity, GradeDropout, gate_by_scalar
 from geom.clifford.gatr import AxialGATr, GATr, GATrBlock, GATrPlan
 from geom.clifford.linear import EquiLinear
@@ -33,6 +34,7 @@ __all__ = [
     "CGA",
     "STA",
     "embedding",
+    "conformal",
     "equivariant_linear",
     "EquiLinear",
     "EquiLayerNorm",
@@ -52,6 +54,10 @@ __all__ = [
     "AxialGATr",
     "join_reference",
     "load_official",
+    "Bodies",
+    "draw_planets",
+    "move_bodies",
+    "BodyNetwork",
     "TupleProducts",
     "PointAttention",
     "perceptron",

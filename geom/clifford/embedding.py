@@ -25,6 +25,8 @@ __all__ = [
     "embed_rotation",
     "embed_scalar",
     "embed_translation",
+    "embed_twist",
+    "embed_two_vectors",
     "extract_direction",
     "extract_line",
     "extract_motion",
@@ -34,6 +36,8 @@ __all__ = [
     "extract_pseudoscalar",
     "extract_rotation",
     "extract_scalar",
+    "extract_twist",
+    "extract_two_vectors",
     "point_regulariser",
 ]
 
@@ -222,6 +226,24 @@ def extract_motion(multivector: Float[Tensor, "*b 16"]) -> tuple[Float[Tensor, "
     return quat, -2 * alone[..., 5:8] / torch.where(size == 0, torch.ones_like(size), size)
 
 
+def embed_twist(twist: Float[Tensor, "*b 6"]) -> Float[Tensor, "*b 16"]:
+    """Twists (v, omega) as bivectors: `PGA.exp` of them is `embed_motion` of `se3.exp`.
+
+    Guarantees: differentiable; deterministic; exact
+    """
+    a, b, c, x, y, z = (0.5 * check_shape(twist, (6,), "twist")).unbind(-1)
+    return _place({5: -a, 6: -b, 7: -c, 8: -z, 9: y, 10: -x})
+
+
+def extract_twist(multivector: Float[Tensor, "*b 16"]) -> Float[Tensor, "*b 6"]:
+    """The twist (v, omega) of a bivector: of `PGA.log` of a motion's versor it is that of `se3.log`.
+
+    Guarantees: differentiable; deterministic; exact
+    """
+    a, b, c, z, y, x = (-2 * _check(multivector)[..., 5:11]).unbind(-1)
+    return torch.stack([a, b, c, x, -y, z], -1)
+
+
 def embed_object(quat_wxyz: Float[Tensor, "*b 4"], position: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 4 16"]:
     """A thing with an orientation as 4 multivectors: planes through it across its three axes, and its position.
 
@@ -242,12 +264,49 @@ def extract_object(multivectors: Float[Tensor, "*b k 16"]) -> tuple[Float[Tensor
 
     Guarantees: differentiable (where only one rotation is nearest); deterministic; 2e-15 f64, 1e-6 f32 of |position|
     """
-    if _check(multivectors).ndim < 2 or multivectors.shape[-2] < 3:
-        check_shape(multivectors, (3, 16), "multivectors")
-    first, second, third = multivectors[..., :3, :].unbind(-2)
+    first, second, third = _first_three(multivectors)
     normals = multivectors[..., :3, 2:5].mT
     meeting = PGA.outer_product(PGA.outer_product(first, second), third)
     return quaternion.from_matrix(so3.project(normals)), extract_point(meeting)
+
+
+def embed_two_vectors(
+    first: Float[Tensor, "*b 3"], second: Float[Tensor, "*b 3"], position: Float[Tensor, "*b 3"]
+) -> Float[Tensor, "*b 4 16"]:
+    """A thing at p with two vectors a and b, such as a gripper's: point p, and planes through it across a, b and a x b.
+
+    Raises: ShapeError for other shapes, dtypes or devices than each other's.
+
+    Guarantees: differentiable; deterministic; 5e-16 f64, 3e-7 f32 of |a| |b| |p|
+    """
+    for x, name in ((first, "first"), (second, "second"), (position, "position")):
+        check_shape(x, (3,), name)
+        check_same(x, position, f"{name} and position")
+    normals = torch.stack([first, second, torch.linalg.cross(first, second)], -2)
+    planes = embed_plane(normals, position[..., None, :].expand_as(normals))
+    return torch.cat([embed_point(position)[..., None, :], planes], -2)
+
+
+def extract_two_vectors(
+    multivectors: Float[Tensor, "*b k 16"],
+) -> tuple[Float[Tensor, "*b 3"], Float[Tensor, "*b 3"], Float[Tensor, "*b 3"]]:
+    """Vectors a and b, and the position (...,  3), from the first three of `embed_two_vectors`' multivectors.
+
+    `so3.from_6d` of (a, b) is the rotation that they span.
+
+    Args: multivectors (..., K, 16), K at least 3.
+    Raises: ShapeError.
+
+    Guarantees: differentiable (as `extract_point`); deterministic; 2e-16 f64, 1e-7 f32
+    """
+    point, first, second = _first_three(multivectors)
+    return extract_plane(first)[0], extract_plane(second)[0], extract_point(point)
+
+
+def _first_three(multivectors: Tensor) -> tuple[Tensor, ...]:
+    if _check(multivectors).ndim < 2 or multivectors.shape[-2] < 3:
+        check_shape(multivectors, (3, 16), "multivectors")
+    return multivectors[..., :3, :].unbind(-2)
 
 
 def _vector(x: Tensor, name: str) -> tuple[Tensor, ...]:

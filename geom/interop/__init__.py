@@ -4,7 +4,7 @@
 way back. Positions, batches and dtypes are said in each docstring, and so is what stays behind.
 """
 
-from geom.interop.e3nn import from_e3nn, to_e3nn
+from geom.interop.e3nn import from_e3nn, irreps_to_multivectors, multivectors_to_irreps, to_e3nn
 from geom.interop.layouts import (
     quat_wxyz_to_xyzw,
     quat_xyzw_to_wxyz,
@@ -32,6 +32,8 @@ __all__ = [
     "from_pypose",
     "to_e3nn",
     "from_e3nn",
+    "multivectors_to_irreps",
+    "irreps_to_multivectors",
     "to_open3d",
     "from_open3d",
     "to_trimesh",

@@ -199,6 +199,16 @@ def test_blades_and_their_squares() -> None:
     assert hash(Algebra(3, 0, 1)) == hash(PGA) and Algebra(3, 0, 1) == PGA != EGA
 
 
+@names
+def test_grades_in_and_out(algebra: Algebra) -> None:
+    for k in range(algebra.dimension + 1):
+        x = draw(3, algebra.grades.count(k), seed=k)
+        embedded = algebra.embed(x, k)
+        assert torch.equal(algebra.extract(embedded, k), x) and torch.equal(algebra.grade(embedded, k), embedded)
+    v = draw(3, algebra.dimension)
+    assert torch.equal(algebra.embed(v), vector(algebra, v)) and torch.equal(algebra.extract(vector(algebra, v)), v)
+
+
 # --- symmetry ---------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +325,9 @@ def test_errors() -> None:
         lambda: PGA.join(x, x, draw(2, 16)),
         lambda: PGA.grade(x, 5),
         lambda: PGA.grade_slice(-1),
+        lambda: PGA.embed(x[:, :3]),
+        lambda: PGA.embed(x, 5),
+        lambda: EGA.extract(x),
         lambda: PGA.table("inner"),
         lambda: PGA.terms("wedge"),
     ):

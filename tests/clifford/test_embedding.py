@@ -81,6 +81,9 @@ def test_back_again(dtype: torch.dtype) -> None:
     same_rotation(got, quat)
     assert_near(position, x)
     assert not embedding.point_regulariser(embedding.embed_point(x)).any()
+    z = draw(2, 5, 3, seed=2, dtype=dtype)
+    for got, want in zip(embedding.extract_two_vectors(embedding.embed_two_vectors(x, y, z)), (x, y, z), strict=True):
+        assert torch.equal(got, want)
 
 
 def test_half_turns_come_back() -> None:
@@ -114,6 +117,9 @@ def test_what_is_embedded_moves_with_its_embedding(dtype: torch.dtype) -> None:
         PGA.sandwich(versor[:, None], embedding.embed_object(own, p)),
         embedding.embed_object(after.quat_wxyz, after.translation),
     )
+    two = embedding.embed_two_vectors(v, n, p)
+    assert_near(PGA.sandwich(versor[:, None], two), embedding.embed_two_vectors(turned, normal, moved))
+    assert_near(two[:, 3], embedding.embed_plane(torch.linalg.cross(v, n), p))
     product = PGA.geometric_product(versor, embedding.embed_motion(own, p))
     assert_near(product, embedding.embed_motion(after.quat_wxyz, after.translation))
     assert_near(versor, PGA.geometric_product(embedding.embed_translation(t), embedding.embed_rotation(quat)))
@@ -195,6 +201,9 @@ def test_gradients() -> None:
         (embedding.embed_point, (x,)),
         (embedding.embed_direction, (x,)),
         (embedding.embed_motion, (quat, x)),
+        (embedding.embed_twist, (draw(2, 6),)),
+        (embedding.extract_twist, (any_,)),
+        (embedding.embed_two_vectors, (x, y, x)),
         (embedding.extract_point, (any_,)),
         (embedding.extract_rotation, (any_,)),
         (embedding.extract_motion, (any_,)),
@@ -226,6 +235,11 @@ def test_errors() -> None:
         lambda: embedding.extract_rotation(x),
         lambda: embedding.extract_object(draw(5, 2, 16)),
         lambda: embedding.extract_object(draw(16)),
+        lambda: embedding.embed_twist(x),
+        lambda: embedding.extract_twist(x),
+        lambda: embedding.embed_two_vectors(x, x, y),
+        lambda: embedding.embed_two_vectors(x, x.float(), x),
+        lambda: embedding.extract_two_vectors(draw(5, 2, 16)),
     ):
         with pytest.raises(ShapeError, match="expected"):
             call()

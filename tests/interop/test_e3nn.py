@@ -6,8 +6,9 @@ import pytest
 import torch
 from e3nn import o3
 
+from geom.clifford import CGA, EGA, PGA, STA, Algebra, embedding
 from geom.errors import ShapeError
-from geom.interop import from_e3nn, to_e3nn
+from geom.interop import from_e3nn, irreps_to_multivectors, multivectors_to_irreps, to_e3nn
 from geom.lie import quaternion
 
 
@@ -61,3 +62,45 @@ def test_gradients_are_finite_where_those_of_e3nn_are_not(dtype: torch.dtype) ->
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"quat_wxyz: expected a tensor \(..., 4\)"):
         to_e3nn(torch.zeros(3))
+
+
+@pytest.mark.parametrize("algebra", [EGA, PGA], ids=["EGA", "PGA"])
+def test_multivectors_turn_as_irreps(algebra: Algebra, dtype: torch.dtype) -> None:
+    """Under rotations and reflections about the origin; with translations the parts with e0 take from those without."""
+    seed = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, algebra.size, generator=seed, dtype=dtype)
+    features = multivectors_to_irreps(x, algebra)
+    count = 3 * (1 + algebra.r)
+    irreps = o3.Irreps(f"{count}x0e + {count}x1o + {count}x1e + {count}x0o")
+    assert features.dtype == dtype and features.shape == (2, irreps.dim)
+    assert torch.equal(irreps_to_multivectors(features, algebra), x)
+    versor, matrix = torch.eye(algebra.size, dtype=dtype)[0], torch.eye(3, dtype=dtype)
+    for _ in range(3):  # one, two and three reflections
+        n = torch.nn.functional.normalize(torch.randn(3, generator=seed, dtype=dtype), dim=0)
+        mirror = torch.nn.functional.pad(n, (1 + algebra.r, algebra.size - 4 - algebra.r))
+        versor = algebra.geometric_product(mirror, versor)
+        matrix = (torch.eye(3, dtype=dtype) - 2 * torch.outer(n, n)) @ matrix
+        want = features @ irreps.D_from_matrix(matrix).to(dtype).mT
+        torch.testing.assert_close(
+            multivectors_to_irreps(algebra.sandwich(versor, x), algebra), want, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_a_point_as_irreps() -> None:
+    point = torch.tensor([1.0, 2, 3])
+    features = multivectors_to_irreps(embedding.embed_point(point)[None])
+    of_zero, of_one = features[11:14], features[14]  # 2x0e + 2x1o + 2x1e + 2x0o: the second 1e, the first 0o
+    assert torch.equal(-of_one * of_zero, point)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_multivectors() -> None:
+    for call in (
+        lambda: multivectors_to_irreps(torch.zeros(16)),
+        lambda: multivectors_to_irreps(torch.zeros(2, 8)),
+        lambda: multivectors_to_irreps(torch.zeros(2, 16), STA),
+        lambda: irreps_to_multivectors(torch.zeros(24)),
+        lambda: irreps_to_multivectors(torch.zeros(16), CGA),
+    ):
+        with pytest.raises(ShapeError, match="expected"):
+            call()
