@@ -10,7 +10,7 @@ import pytest
 
 ROOMS = [
     *["lie", "points", "meshes", "optim", "nn", "train"],
-    *["registration", "rods", "skinning", "clifford", "interop", "compat", "testing"],
+    *["registration", "rods", "skinning", "sequence", "clifford", "interop", "compat", "testing"],
 ]
 PARTS = r"(not )?differentiable\b.*; deterministic\b.*"
 

@@ -26,6 +26,8 @@ from geom.clifford.point_attention import PointAttention, perceptron
 from geom.clifford.point_network import PointNetwork, PointPotential, pair_values
 from geom.clifford.point_products import TupleProducts
 from geom.clifford.reference import join_reference
+from geom.clifford.serialized import SerializedGATr
+from geom.clifford.slim import SlimGATr, from_slim, to_slim
 
 __all__ = [
     "Algebra",
@@ -52,6 +54,10 @@ __all__ = [
     "GATrBlock",
     "GATr",
     "AxialGATr",
+    "SerializedGATr",
+    "SlimGATr",
+    "to_slim",
+    "from_slim",
     "join_reference",
     "load_official",
     "Bodies",

@@ -1,23 +1,23 @@
-"""Attention between multivectors by invariants: inner products and distances."""
+"""Layers of attention between multivectors: plans, self attention, cross attention."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from geom.checks import check_positive
-from geom.clifford.algebra import PGA
-from geom.clifford.linear import EquiLinear, apply_together, check_size, enter, leave
+from geom.checks import check_offsets, check_positive
+from geom.clifford.algebra import PGA, Algebra
+from geom.clifford.attention_planes import Layout, Part, attend_planes, can_attend_planes
+from geom.clifford.invariant_attention import Mask, attend, attend_by_products, geometric_attention, join_attention
+from geom.clifford.linear import EquiLinear, apply_together, check_join, check_size, enter, leave
+from geom.clifford.tracks import TrackHeads, Tracks
 from geom.errors import ShapeError
-from geom.nn.ragged_attention import attention
-from geom.roots import safe_sqrt
 
 __all__ = ["AttentionPlan", "CrossAttention", "SelfAttention", "geometric_attention", "join_attention"]
-
-Mask = Bool[Tensor, "*mask"] | Float[Tensor, "*mask"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class AttentionPlan:
         increase: see heads.
         rotary: rotary positions, along the items, of the scalars, in each head an even number, at least 8.
         epsilon: of the weights e123 of points, 1e-3: squares far below it count as no point.
+        distance: whether distances of points count, or inner products alone; None for where the algebra is `PGA`.
 
     Raises: ShapeError.
 
@@ -41,6 +42,7 @@ class AttentionPlan:
     increase: int = 2
     rotary: bool = False
     epsilon: float = 1e-3
+    distance: bool | None = None
 
     def __post_init__(self) -> None:
         check_size(self.heads, "heads")
@@ -53,127 +55,6 @@ class AttentionPlan:
         if self.rotary and own:
             own = max(own + own % 2, 8)
         return max(self.increase * channels // self.heads, 1), own
-
-
-# --- features ---------------------------------------------------------------------------------------------------------
-# Heads have multivectors (..., n, 16, c) and scalars (..., n, s).
-
-
-def _features(parts: Sequence[Tensor], s: Tensor, width: int) -> Tensor:
-    """Parts (..., n, k, c) and scalars, then zeros up to the width of values: torch's attention wants as many."""
-    parts = [*(part.flatten(-2) for part in parts), s]
-    missing = max(0, width - sum(part.shape[-1] for part in parts))
-    return torch.cat([*parts, s.new_zeros(()).expand(*s.shape[:-1], missing)], -1)
-
-
-def _split(x: Tensor, epsilon: float | None) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Components without e0, of which inner products are sums; (e012, e013, e023) and e123, of which distances are (and
-    without them inner products too), times w / (w^2 + epsilon) for w = e123."""
-    scalar, _, vector, _, bivector, point, weight, _ = x.split((1, 1, 3, 3, 3, 3, 1, 1), -2)
-    if epsilon is None:
-        return [scalar, vector, bivector, weight], point, weight
-    scale = weight / (weight.square() + epsilon)
-    return [scalar, vector, bivector], point * scale, weight * scale
-
-
-def _of_queries(x: Tensor, s: Tensor, width: int, weights: Tensor | None, epsilon: float | None) -> Tensor:
-    parts, e, w = _split(x, epsilon)
-    if epsilon is not None:
-        distance = torch.cat([e.square().sum(-2, keepdim=True), w.square(), e * w], -2)
-        parts.append(distance if weights is None else distance * weights)
-    return _features(parts, s, width)
-
-
-def _of_keys(x: Tensor, s: Tensor, width: int, epsilon: float | None) -> Tensor:
-    parts, e, w = _split(x, epsilon)
-    if epsilon is not None:
-        parts += [-w.square(), -e.square().sum(-2, keepdim=True), 2 * e * w]
-    return _features(parts, s, width)
-
-
-def _attend(
-    heads: Iterable[tuple[Tensor, Tensor]],
-    weights: Tensor | None,
-    epsilon: float | None,
-    mask: Tensor | None = None,
-    offsets: Tensor | None = None,
-    key_offsets: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    queries, keys, values = heads
-    v = torch.cat([values[0].flatten(-2), values[1]], -1)
-    q, k = _of_queries(*queries, v.shape[-1], weights, epsilon), _of_keys(*keys, v.shape[-1], epsilon)
-    scale = ((8 if epsilon is None else 12) * queries[0].shape[-1] + queries[1].shape[-1]) ** -0.5
-    out = attention(q, k, v, scale=scale, mask=mask, offsets=offsets, key_offsets=key_offsets)
-    x, s = out.split([out.shape[-1] - values[1].shape[-1], values[1].shape[-1]], -1)
-    return x.unflatten(-1, (PGA.size, -1)), s
-
-
-def geometric_attention(
-    queries: tuple[Float[Tensor, "*b h n c 16"], Float[Tensor, "*b h n s"]],
-    keys: tuple[Float[Tensor, "*b #h m c 16"], Float[Tensor, "*b #h m s"]],
-    values: tuple[Float[Tensor, "*b #h m cv 16"], Float[Tensor, "*b #h m sv"]],
-    *,
-    weights: Float[Tensor, "*h #n c"] | None = None,
-    distance: bool = True,
-    epsilon: float = 1e-3,
-    mask: Mask | None = None,
-) -> tuple[Float[Tensor, "*b h n cv 16"], Float[Tensor, "*b h n sv"]]:
-    """Attention whose logits are invariant to Pin(3, 0, 1) (Brehmer et al., 2023, Eq. (7); de Haan et al., 2024).
-
-        logit = (sum_c <q_c, k_c>' + q_s . k_s - sum_c weight_c w_q^2 w_k^2 |p_q - p_k|^2) / sqrt(12 c + s)
-
-    <,>' is `PGA.inner_product` without e123, p the points of the trivectors, and w^2 of each is w'^2 / (w'^2 + epsilon)
-    for its weight w' = e123, so about 1, and 0 where it holds no point.
-
-    Args:
-        queries, keys, values: multivectors (..., H, n, c, 16) and scalars (..., H, n, s); one head of keys and values
-            serves all of the queries.
-        weights: of the distances (H, 1, c), 1 if not given.
-        distance: whether there are any; without, e123 is part of the inner product, and the divisor sqrt(8 c + s).
-        epsilon: see above.
-        mask: as in `geom.nn.attention`; where it hides all keys, the result is 0.
-
-    Returns: multivectors (..., H, n, c_v, 16) and scalars (..., H, n, s_v). Raises: ShapeError.
-
-    Guarantees: differentiable (any order); deterministic; 4e-15 f64, 2e-6 f32 of the greatest value
-    """
-    heads = [(x.mT, s) for x, s in (queries, keys, values)]
-    scale = None if weights is None else weights[..., None, :]
-    x, s = _attend(heads, scale, epsilon if distance else None, mask)
-    return x.mT, s
-
-
-def join_attention(
-    queries: tuple[Float[Tensor, "*b h n c 16"], Float[Tensor, "*b h n s"]],
-    keys: tuple[Float[Tensor, "*b h m c 16"], Float[Tensor, "*b h m s"]],
-    values: tuple[Float[Tensor, "*b h m cv 16"], Float[Tensor, "*b h m sv"]],
-    *,
-    mask: Mask | None = None,
-) -> tuple[Float[Tensor, "*b h n cv 16"], Float[Tensor, "*b h n sv"]]:
-    """Attention by inner products and the sizes of joins, which for points is how far they are apart:
-
-        logit = (sum_c <q_c, k_c> - sqrt(sum_c |join(q_c, k_c)|^2) + q_s . k_s) / sqrt(16 c + s)
-
-    It holds n m c multivectors; `geometric_attention` takes its place for many items.
-
-    Args and Returns: as of `geometric_attention`. Raises: ShapeError.
-
-    Guarantees: differentiable (first order at joins of 0); deterministic; 4e-15 f64, 2e-6 f32 of the greatest value
-    """
-    (x, s), (y, t), (value, scalar) = queries, keys, values
-    x, y = x[..., :, None, :, :], y[..., None, :, :, :]
-    joins = PGA.join(x, y)
-    squares = PGA.inner_product(joins, joins).sum(-1)
-    logits = PGA.inner_product(x, y).sum(-1) - safe_sqrt(squares) + s @ t.mT
-    logits = logits / math.sqrt(2 * 8 * x.shape[-2] + s.shape[-1])
-    if mask is not None:
-        logits = torch.where(mask, logits, -math.inf) if mask.dtype == torch.bool else logits + mask
-    none = logits.detach().amax(-1, keepdim=True) == -math.inf
-    weights = torch.where(none, 0, torch.where(none, 0, logits).softmax(-1))
-    return (weights @ value.flatten(-2)).unflatten(-1, value.shape[-2:]), weights @ scalar
-
-
-# --- layers -----------------------------------------------------------------------------------------------------------
 
 
 def _rotate(s: Tensor, offsets: Tensor | None) -> Tensor:
@@ -198,35 +79,114 @@ class _DistanceWeights(nn.Module):
 class _Attention(nn.Module):
     """What self and cross attention share: heads of queries, keys and values, and the way out."""
 
-    def __init__(self, plan: AttentionPlan, sizes: tuple[int, int]) -> None:
+    def __init__(self, plan: AttentionPlan, sizes: tuple[int, int], algebra: Algebra = PGA) -> None:
         super().__init__()
-        self.plan, (self.head_channels, self.head_scalars) = plan, sizes
-        self.attention = _DistanceWeights(plan.heads, sizes[0])
+        self.plan, (self.head_channels, self.head_scalars), self.algebra = plan, sizes, algebra
+        self.distance = check_join(plan.distance, algebra, "distance")
+        if self.distance:
+            self.attention = _DistanceWeights(plan.heads, sizes[0])
 
-    def _split(self, x: Tensor, s: Tensor | None, groups: int, heads: int) -> list[tuple[Tensor, Tensor]]:
-        """Planes (16, ..., n, groups c heads), heads fastest: (..., heads, n, 16, c) and (..., n, heads, s)."""
-        xs = x.unflatten(-1, (groups, self.head_channels, heads)).movedim(-3, 0).movedim(1, -3).movedim(-1, -4)
-        if s is None:
-            return [(y, y.new_zeros((*y.shape[:-4], y.shape[-3], heads, 0))) for y in xs]
-        ss = s.unflatten(-1, (groups, self.head_scalars, heads)).movedim(-3, 0).mT
-        return list(zip(xs, ss, strict=True))
+    def _split(self, x: Tensor, s: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        """Planes (B, ..., n, c heads) and scalars, heads fastest: (..., heads, n, B, c) and (..., heads, n, s)."""
+        x = x.unflatten(-1, (self.head_channels, heads)).movedim(0, -3).movedim(-1, -4)
+        return x, s.unflatten(-1, (s.shape[-1] // heads, heads)).movedim(-1, -3)
 
     def _attend(
         self,
-        heads: Iterable[tuple[Tensor, Tensor]],
+        planes: Sequence[Tensor],
+        scalars: Sequence[Tensor | None],
+        parts: tuple[Part, Part, Part],
+        key_heads: int,
         mask: Tensor | None,
         offsets: Tensor | None,
         key_offsets: Tensor | None,
+        more: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
-        """Planes (16, ..., n, heads c) and scalars (..., n, heads s)."""
-        queries, keys, values = heads
-        if self.plan.rotary and self.head_scalars:
-            queries, keys = ((x, _rotate(s, offsets)) for x, s in (queries, keys))
-        turned = ((x, s.movedim(-2, -3)) for x, s in (queries, keys, values))
-        weights = self.attention.log_weights.exp()[..., None, :]
-        x, s = _attend(turned, weights, self.plan.epsilon, mask, offsets, key_offsets)
-        x = x.movedim(-4, -3).movedim(-2, 0).flatten(-2)
-        return x, s.movedim(-3, -2).flatten(-2) if self.head_scalars else None
+        """Planes (B, ..., n, heads c) and scalars (..., n, heads s), from those (..., n, C) that the parts are of.
+
+        Heads have `more` scalars than the layer's.
+        """
+        heads, c, own = self.plan.heads, self.head_channels, self.head_scalars + more
+        ss = [x.new_zeros((*x.shape[1:-1], 0)) if s is None else s for x, s in zip(planes, scalars, strict=True)]
+        counts = (heads, key_heads, key_heads)
+        if self.plan.rotary and own:
+            found = [
+                ss[part.scalars].narrow(-1, part.scalar, own * count) for part, count in zip(parts, counts, strict=True)
+            ]
+            for k, count in enumerate(counts[:2]):
+                found[k] = _rotate(found[k].unflatten(-1, (own, count)).mT, offsets).mT.flatten(-2)
+            ss, parts = (
+                found,
+                (
+                    Part(parts[0].planes, 0, parts[0].channel),
+                    Part(parts[1].planes, 1, parts[1].channel),
+                    Part(parts[2].planes, 2, parts[2].channel),
+                ),
+            )
+        items = [planes[part.planes].shape[1:-1] for part in parts[:2]]
+        count = len(planes)
+
+        def twin(weights: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            """From planes (16, N, C) and scalars (N, S)."""
+            operands = []
+            for part, number in zip(parts, counts, strict=True):
+                shape = planes[part.planes].shape[1:-1]
+                x = tensors[part.planes].narrow(-1, part.channel, c * number).unflatten(1, shape)
+                s = tensors[count + part.scalars].narrow(-1, part.scalar, own * number).unflatten(0, shape)
+                operands.append(self._split(x, s, number))
+            if self.distance:
+                x, s = attend(operands, weights[:, None, None], self.plan.epsilon, mask, offsets, key_offsets)
+            else:
+                x, s = attend_by_products(operands, self.algebra, mask, offsets, key_offsets)
+            x = x.movedim(-4, -3).movedim(-2, 0).flatten(-2)
+            return x.flatten(1, -2), s.movedim(-3, -2).flatten(-2).flatten(0, -2)
+
+        flat = [x.flatten(1, -2).contiguous() for x in planes], [s.flatten(0, -2).contiguous() for s in ss]
+        weights = self.attention.log_weights.exp()[:, 0] if self.distance else flat[0][0].new_ones(heads, c)
+        lengths = _lengths(items, (heads, key_heads), mask, offsets, key_offsets) if self.distance else None
+        layout = None if lengths is None else Layout(parts, (heads, key_heads), c, own, self.plan.epsilon, lengths)
+        if layout is not None and can_attend_planes(layout, mask, weights, *flat[0], *flat[1]):
+            if mask is not None and mask.ndim > 4:
+                mask = mask.expand(*items[0][:-1], *mask.shape[-3:])
+            x, s = attend_planes(twin, layout, weights, *flat, mask)
+        else:
+            x, s = twin(weights, *flat[0], *flat[1])
+        return x.unflatten(1, items[0]), s.unflatten(0, items[0]) if own else None
+
+
+def _lengths(
+    items: Sequence[torch.Size],
+    heads: tuple[int, int],
+    mask: Tensor | None,
+    offsets: Tensor | None,
+    key_offsets: Tensor | None,
+) -> tuple[list[int], list[int]] | None:
+    """How many queries and keys each cloud has, of those in `items`; None where `attention` has an error to raise."""
+    if torch.compiler.is_compiling():
+        return None
+    (*batch, n), (*others, m) = items
+    if offsets is None and key_offsets is None:
+        fits = mask is None or _broadcasts(mask, (*batch, heads[0], n, m))
+        return ([n] * math.prod(batch), [m] * math.prod(batch)) if fits and batch == others else None
+    if offsets is None or mask is not None or batch:
+        return None
+    found = []
+    for own, count in ((offsets, n), (offsets if key_offsets is None else key_offsets, m)):
+        found.append(check_offsets(own, count, device=own.device).diff().tolist())
+    return (found[0], found[1]) if len(found[0]) == len(found[1]) else None
+
+
+def _broadcasts(mask: Tensor, shape: tuple[int, ...]) -> bool:
+    try:
+        return torch.broadcast_shapes(mask.shape, shape) == shape
+    except RuntimeError:
+        return False
+
+
+def _append(scalars: Tensor | None, start: int, count: int, rows: Tensor) -> Tensor:
+    """Some of the scalars (..., n, S), and rows (..., n, heads, D), heads fastest."""
+    rows = rows.mT.flatten(-2)
+    return rows if scalars is None else torch.cat([scalars.narrow(-1, start, count), rows], -1)
 
 
 class SelfAttention(_Attention):
@@ -241,9 +201,11 @@ class SelfAttention(_Attention):
         extra_channels, extra_scalars: further ones that the call takes for queries and keys (and, unless multi_query,
             values).
         init: of the last map.
+        algebra: of the B blades of multivectors.
+        tracks: how many tracks of each degree come and go, in networks.
         generator: draws the first weights.
 
-    The call: multivectors (..., n, C, 16), scalars (..., n, S) or None; extra, the further multivectors and scalars;
+    The call: multivectors (..., n, C, B), scalars (..., n, S) or None; extra, the further multivectors and scalars;
         mask, as in `geom.nn.attention`, that broadcasts to (..., heads, n, n); offsets of clouds that stand one after
         the other, without batch axes. The result: multivectors, and scalars or None.
     Raises: ShapeError.
@@ -262,10 +224,12 @@ class SelfAttention(_Attention):
         extra_channels: int = 0,
         extra_scalars: int = 0,
         init: str = "default",
+        algebra: Algebra = PGA,
+        tracks: Mapping[int, int] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         c, s = sizes = plan.sizes(in_channels, in_scalars)
-        super().__init__(plan, sizes)
+        super().__init__(plan, sizes, algebra)
         wide, more = in_channels + extra_channels, in_scalars + extra_scalars
         self.qkv_module = nn.Module()
         if plan.multi_query:
@@ -274,26 +238,36 @@ class SelfAttention(_Attention):
                 ("k", 1, (wide, more)),
                 ("v", 1, (in_channels, in_scalars)),
             ):
-                layer = EquiLinear(inner[0], heads * c, inner[1], heads * s, generator=generator)
+                layer = EquiLinear(inner[0], heads * c, inner[1], heads * s, algebra=algebra, generator=generator)
                 self.qkv_module.add_module(f"{name}_linear", layer)
         else:
-            layer = EquiLinear(wide, 3 * plan.heads * c, more, 3 * plan.heads * s, generator=generator)
+            counts = 3 * plan.heads * c, more, 3 * plan.heads * s
+            layer = EquiLinear(wide, *counts, algebra=algebra, generator=generator)
             self.qkv_module.add_module("in_linear", layer)
         self.out_linear = EquiLinear(
-            plan.heads * c, out_channels, plan.heads * s, out_scalars, init=init, generator=generator
+            *(plan.heads * c, out_channels, plan.heads * s, out_scalars),
+            init=init,
+            algebra=algebra,
+            generator=generator,
         )
+        self.tracks = None
+        if tracks:
+            if plan.rotary:
+                raise ShapeError(f"plan: expected no rotary positions beside tracks, got {plan}")
+            few = 1 if plan.multi_query else plan.heads
+            self.tracks = TrackHeads(tracks, heads=plan.heads, few=few, increase=plan.increase, generator=generator)
 
     def forward(
         self,
-        multivectors: Float[Tensor, "*b n c_in 16"],
+        multivectors: Float[Tensor, "*b n c_in blades"],
         scalars: Float[Tensor, "*b n s_in"] | None = None,
         *,
-        extra: tuple[Float[Tensor, "*b n c_x 16"] | None, Float[Tensor, "*b n s_x"] | None] = (None, None),
+        extra: tuple[Float[Tensor, "*b n c_x blades"] | None, Float[Tensor, "*b n s_x"] | None] = (None, None),
         mask: Mask | None = None,
         offsets: Int64[Tensor, "clouds"] | None = None,
-    ) -> tuple[Float[Tensor, "*b n c_out 16"], Float[Tensor, "*b n s_out"] | None]:
-        more = None if extra[0] is None else enter(extra[0], "extra")
-        x, s = self.planes(enter(multivectors), scalars, (more, extra[1]), mask, offsets)
+    ) -> tuple[Float[Tensor, "*b n c_out blades"], Float[Tensor, "*b n s_out"] | None]:
+        more = None if extra[0] is None else enter(extra[0], "extra", self.algebra)
+        x, s = self.planes(enter(multivectors, algebra=self.algebra), scalars, (more, extra[1]), mask, offsets)
         return leave(x), s
 
     def _layers(self) -> list[EquiLinear]:
@@ -307,32 +281,62 @@ class SelfAttention(_Attention):
         mask: Tensor | None = None,
         offsets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The layer on planes (16, ..., n, C).
+        """The layer on planes (B, ..., n, C).
+
+        Guarantees: differentiable (any order); deterministic; 4e-15 f64, 2e-6 f32 of the greatest entry
+        """
+        return self.planes_and_tracks(x, s, None, extra, mask, offsets)[:2]
+
+    def planes_and_tracks(
+        self,
+        x: Tensor,
+        s: Tensor | None,
+        tracks: Tracks | None,
+        extra: tuple[Tensor | None, Tensor | None] = (None, None),
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tracks | None]:
+        """The layer on planes (B, ..., n, C), and on tracks (2 l + 1, ..., n, C_l) where it has any.
 
         Guarantees: differentiable (any order); deterministic; 4e-15 f64, 2e-6 f32 of the greatest entry
         """
         if x.ndim < 3:
             raise ShapeError(
-                f"multivectors: expected a tensor (..., n, channels, 16), got {tuple(x.shape[1:])} of them"
+                f"multivectors: expected a tensor (..., n, channels, {self.algebra.size}), got {tuple(x.shape[1:])} of "
+                "them"
             )
         wide = x if extra[0] is None else torch.cat([x, extra[0]], -1)
         more = s if extra[1] is None else extra[1] if s is None else torch.cat([s, extra[1]], -1)
         heads, layers = self.plan.heads, self._layers()
-        if len(layers) == 1:
-            split = self._split(*layers[0].planes(wide, more), 3, heads)
-        elif wide is x and more is s:
-            y, t = apply_together(layers, x, s)
-            counts = (heads, 1, 1)
-            ys = y.split([self.head_channels * count for count in counts], -1)
-            ts = [None] * 3 if t is None else t.split([self.head_scalars * count for count in counts], -1)
-            split = [self._split(a, b, 1, count)[0] for a, b, count in zip(ys, ts, counts, strict=True)]
+        c, own = self.head_channels, self.head_scalars
+        if (wide is x and more is s) or len(layers) == 1:
+            y, t = apply_together(layers, wide, more)
+            places = (0, heads, heads + (1 if self.plan.multi_query else heads))
+            parts = [Part(0, 0, c * place, own * place) for place in places]
+            planes, scalars = [y], [t]
         else:
             inputs = ((wide, more), (wide, more), (x, s))
-            split = [
-                self._split(*layer.planes(*pair), 1, count)[0]
-                for layer, pair, count in zip(layers, inputs, (heads, 1, 1), strict=True)
+            found = [layer.planes(*pair) for layer, pair in zip(layers, inputs, strict=True)]
+            parts = [Part(k, k) for k in range(3)]
+            planes, scalars = [y for y, _ in found], [t for _, t in found]
+        key_heads = 1 if self.plan.multi_query else heads
+        depth = 0
+        if self.tracks is not None and tracks is not None:  # their numbers are further scalars of each head
+            rows = self.tracks.split(tracks)
+            depth = rows[0].shape[-1]
+            scalars = [
+                _append(scalars[part.scalars], part.scalar, own * count, row)
+                for part, count, row in zip(parts, (heads, key_heads, key_heads), rows, strict=True)
             ]
-        return self.out_linear.planes(*self._attend(split, mask, offsets, offsets))
+            if len(planes) == 1:
+                starts = accumulate((x.shape[-1] for x in scalars), initial=0)
+                parts = [Part(0, 0, part.channel, start) for part, start in zip(parts, starts, strict=False)]
+                scalars = [torch.cat(scalars, -1)]
+        out, t = self._attend(planes, scalars, (parts[0], parts[1], parts[2]), key_heads, mask, offsets, offsets, depth)
+        if self.tracks is None or not depth or t is None:
+            return *self.out_linear.planes(out, t), None
+        t, values = t.unflatten(-1, (heads, -1)).split([own, depth], -1)
+        return *self.out_linear.planes(out, t.flatten(-2) if own else None), self.tracks.join(values)
 
 
 class CrossAttention(_Attention):
@@ -385,13 +389,15 @@ class CrossAttention(_Attention):
         key_offsets: Int64[Tensor, "clouds"] | None = None,
     ) -> tuple[Float[Tensor, "*b n c_out 16"], Float[Tensor, "*b n s_out"] | None]:
         x, y = enter(queries, "queries"), enter(keys, "keys")
-        heads = [
-            self._split(*layer.planes(*pair), 1, count)[0]
-            for layer, pair, count in (
-                (self.q_linear, (x, query_scalars), self.plan.heads),
-                (self.k_linear, (y, key_scalars), 1),
-                (self.v_linear, (y, key_scalars), 1),
+        found = [
+            layer.planes(*pair)
+            for layer, pair in (
+                (self.q_linear, (x, query_scalars)),
+                (self.k_linear, (y, key_scalars)),
+                (self.v_linear, (y, key_scalars)),
             )
         ]
-        out, s = self.out_linear.planes(*self._attend(heads, mask, offsets, key_offsets))
+        planes, scalars = [y for y, _ in found], [t for _, t in found]
+        parts = Part(0, 0), Part(1, 1), Part(2, 2)
+        out, s = self.out_linear.planes(*self._attend(planes, scalars, parts, 1, mask, offsets, key_offsets))
         return leave(out), s

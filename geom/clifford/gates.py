@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
 from geom.checks import check_choice
-from geom.clifford.algebra import PGA
+from geom.clifford.algebra import PGA, Algebra
 from geom.clifford.linear import enter, leave
 from geom.clifford.trilinear import run_kernels
 from geom.errors import ShapeError
@@ -54,30 +54,30 @@ class GatedNonlinearity(nn.Module):
 
     That of scalars is the exact GELU, whereas gates take the tanh form of it.
 
-    Args: activation, as of `gate_by_scalar`.
-    The call: multivectors (..., C, 16), scalars (..., S) or None; the result is alike. Raises: ShapeError.
+    Args: activation, as of `gate_by_scalar`; algebra, of the B blades.
+    The call: multivectors (..., C, B), scalars (..., S) or None; the result is alike. Raises: ShapeError.
 
     Guarantees: differentiable; deterministic; 1e-15 f64, 6e-7 f32
     """
 
-    def __init__(self, activation: str = "gelu") -> None:
+    def __init__(self, activation: str = "gelu", *, algebra: Algebra = PGA) -> None:
         super().__init__()
         check_choice(activation, GATES, "activation")
-        self.activation = activation
+        self.activation, self.algebra = activation, algebra
 
     def forward(
-        self, multivectors: Float[Tensor, "*b c 16"], scalars: Float[Tensor, "*b s"] | None = None
-    ) -> tuple[Float[Tensor, "*b c 16"], Float[Tensor, "*b s"] | None]:
-        x, s = self.planes(enter(multivectors), scalars)
+        self, multivectors: Float[Tensor, "*b c blades"], scalars: Float[Tensor, "*b s"] | None = None
+    ) -> tuple[Float[Tensor, "*b c blades"], Float[Tensor, "*b s"] | None]:
+        x, s = self.planes(enter(multivectors, algebra=self.algebra), scalars)
         return leave(x), s
 
     def planes(self, x: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The layer on planes (16, ..., C).
+        """The layer on planes (B, ..., C).
 
         Guarantees: differentiable; deterministic; 1e-15 f64, 6e-7 f32
         """
         gate, scalar = GATES[self.activation]
-        y = _Gated.apply(x, gate) if run_kernels(x) else gate(x[0]) * x
+        y = _Gated.apply(x, gate) if len(x) == PGA.size and x.ndim > 2 and run_kernels(x) else gate(x[0]) * x
         return y, None if s is None else scalar(s)
 
     def extra_repr(self) -> str:
@@ -95,16 +95,20 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        from geom.kernels.clifford_layers import differentiate_gate
+
         (x,) = ctx.saved_tensors
         again = torch.is_grad_enabled()
         with torch.enable_grad():
-            if again:
+            if again or not run_kernels(x, grad):
                 x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-                return torch.autograd.grad(ctx.gate(x[0]) * x, x, grad, create_graph=True)[0], None
+                return torch.autograd.grad(ctx.gate(x[0]) * x, x, grad, create_graph=again)[0], None
             first = x[0].detach().requires_grad_()
             gate = ctx.gate(first)
-            (slope,) = torch.autograd.grad(gate, first, (grad * x).sum(0))
-        out = grad * gate.detach()
+            flat = x.detach().flatten(1, -2), gate.detach().flatten(0, -2), grad.flatten(1, -2)
+            out, dots = differentiate_gate(*flat)
+            (slope,) = torch.autograd.grad(gate, first, dots.view_as(gate))
+        out = out.view_as(x)
         out[0] += slope
         return out, None
 
@@ -113,33 +117,33 @@ class GradeDropout(nn.Module):
     """In training, sets each grade of each channel to 0 with a probability p, all its components at once, and divides
     the rest by 1 - p; of scalars, ordinary dropout.
 
-    Args: p, from 0 to below 1; generator, or torch's own.
-    The call: multivectors (..., C, 16), scalars (..., S) or None; the result is alike. Raises: ShapeError.
+    Args: p, from 0 to below 1; algebra, of the B blades; generator, or torch's own.
+    The call: multivectors (..., C, B), scalars (..., S) or None; the result is alike. Raises: ShapeError.
 
     Guarantees: differentiable; deterministic for one generator; exact but for the factor
     """
 
-    def __init__(self, p: float, *, generator: torch.Generator | None = None) -> None:
+    def __init__(self, p: float, *, algebra: Algebra = PGA, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ShapeError(f"p: expected a number from 0 to below 1, got {p}")
-        self.p, self.generator = p, generator
+        self.p, self.algebra, self.generator = p, algebra, generator
 
     def forward(
-        self, multivectors: Float[Tensor, "*b c 16"], scalars: Float[Tensor, "*b s"] | None = None
-    ) -> tuple[Float[Tensor, "*b c 16"], Float[Tensor, "*b s"] | None]:
-        x, s = self.planes(enter(multivectors), scalars)
+        self, multivectors: Float[Tensor, "*b c blades"], scalars: Float[Tensor, "*b s"] | None = None
+    ) -> tuple[Float[Tensor, "*b c blades"], Float[Tensor, "*b s"] | None]:
+        x, s = self.planes(enter(multivectors, algebra=self.algebra), scalars)
         return leave(x), s
 
     def planes(self, x: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The layer on planes (16, ..., C).
+        """The layer on planes (B, ..., C).
 
         Guarantees: differentiable; deterministic for one generator; exact but for the factor
         """
         if not self.training or not self.p:
             return x, s
-        grades = torch.tensor(PGA.grades, device=x.device)
-        return x * self._kept(x.new_empty(PGA.dimension + 1, *x.shape[1:]))[grades], (
+        grades = torch.tensor(self.algebra.grades, device=x.device)
+        return x * self._kept(x.new_empty(self.algebra.dimension + 1, *x.shape[1:]))[grades], (
             s if s is None else s * self._kept(torch.empty_like(s))
         )
 

@@ -92,7 +92,18 @@ def _rows(x: Tensor, layout: _Layout) -> tuple[list[Tensor], list[Tensor]]:
     return [*grades, *halves[0::2]], [*grades, *halves[1::2]]
 
 
-def _run(slot: int, x: Tensor, y: Tensor, signature: Signature) -> Tensor:
+def run_linear(slot: int, x: Tensor, y: Tensor, signature: Signature = PGA.signature) -> Tensor:
+    """A slot of the form below, on the memory of plain tensors.
+
+    Guarantees: not differentiable; deterministic; 2e-15 f64, 6e-7 f32 of the greatest entry
+    """
+    from geom.kernels import clifford_linear
+
+    if signature == PGA.signature and x.device.type == "cpu":
+        if slot < 2:
+            return clifford_linear.apply(x, y, slot == 1)
+        if clifford_linear.can_differentiate(x, y):
+            return clifford_linear.differentiate(x, y)
     layout = _layout(*signature)
     scale = y.new_tensor(layout.scales)
     if slot == 2:
@@ -123,4 +134,4 @@ def _empty(slot: int, x: Tensor, y: Tensor, signature: Signature) -> Tensor:
 
 
 # sum_y g_y . (w x)_y of g (B, N, C_out), x (B, N, C_in) and w (C_out, C_in, M)
-_LINEAR = Trilinear("clifford_linear", "int[] signature", run=_run, twin=_twin, empty=_empty)
+_LINEAR = Trilinear("clifford_linear", "int[] signature", run=run_linear, twin=_twin, empty=_empty)

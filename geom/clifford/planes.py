@@ -1,9 +1,10 @@
-"""The layout of networks: multivectors as planes (B, N, C), one for each component, of N items by C channels.
+"""The layout of networks: multivectors as planes (B, ..., C), one for each component, of items by C channels.
 
 Channels of neighbours are neighbours in memory, and the components of a grade stand together: products run through
 vectors of channels, and linear maps are matrix products of whole grades.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -17,16 +18,16 @@ from geom.errors import ShapeError
 __all__ = ["from_planes", "to_planes"]
 
 
-def to_planes(x: Float[Tensor, "n c blades"]) -> Float[Tensor, "blades n c"]:
-    """Multivectors (N, C, B) as planes (B, N, C), contiguous.
+def to_planes(x: Float[Tensor, "*n c blades"]) -> Float[Tensor, "blades *n c"]:
+    """Multivectors (..., C, B) as planes (B, ..., C), contiguous.
 
     Guarantees: differentiable (any order); deterministic; exact
     """
     return _turn(x, False)
 
 
-def from_planes(x: Float[Tensor, "blades n c"]) -> Float[Tensor, "n c blades"]:
-    """Planes (B, N, C) as multivectors (N, C, B), contiguous.
+def from_planes(x: Float[Tensor, "blades *n c"]) -> Float[Tensor, "*n c blades"]:
+    """Planes (B, ..., C) as multivectors (..., C, B), contiguous.
 
     Guarantees: differentiable (any order); deterministic; exact
     """
@@ -35,11 +36,11 @@ def from_planes(x: Float[Tensor, "blades n c"]) -> Float[Tensor, "n c blades"]:
 
 def _turn(x: Tensor, back: bool) -> Tensor:
     size = x.shape[0 if back else -1] if x.ndim else 0
-    if x.ndim != 3 or size.bit_count() != 1:
-        shape = "(B, N, C)" if back else "(N, C, B)"
+    if x.ndim < 2 or size.bit_count() != 1:
+        shape = "(B, ..., C)" if back else "(..., C, B)"
         raise ShapeError(f"x: expected a tensor {shape}, B a power of 2, got {describe(x)}")
     if not run_kernels(x):
-        return x.permute((1, 2, 0) if back else (2, 0, 1)).contiguous()
+        return x.movedim(0, -1).contiguous() if back else x.movedim(-1, 0).contiguous()
     if torch.is_grad_enabled() and x.requires_grad:
         return _Turn.apply(x, back)
     return _run_turn(x, back)
@@ -48,7 +49,9 @@ def _turn(x: Tensor, back: bool) -> Tensor:
 def _run_turn(x: Tensor, back: bool) -> Tensor:
     from geom.kernels import clifford
 
-    return clifford.from_planes(x) if back else clifford.to_planes(x)
+    if back:
+        return clifford.from_planes(x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])).view(*x.shape[1:], len(x))
+    return clifford.to_planes(x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])).view(x.shape[-1], *x.shape[:-1])
 
 
 class _Turn(torch.autograd.Function):

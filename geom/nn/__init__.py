@@ -4,6 +4,7 @@ from geom.nn.kernel_map import KernelMap, lookup, strided_map, submanifold_map
 from geom.nn.layers import SparseConv3d, SparseInverseConv3d, SubmanifoldConv3d
 from geom.nn.ragged_attention import attention
 from geom.nn.scatter import scatter, scatter_softmax
+from geom.nn.serialized_attention import Patches, patches, principal_coordinates
 from geom.nn.sparse_conv import sparse_conv
 from geom.nn.voxels import Voxels, merge_voxels, voxelize
 
@@ -22,4 +23,7 @@ __all__ = [
     "SparseInverseConv3d",
     "SubmanifoldConv3d",
     "attention",
+    "Patches",
+    "patches",
+    "principal_coordinates",
 ]

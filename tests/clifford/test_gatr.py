@@ -170,6 +170,20 @@ def test_grids() -> None:
     assert with_places.blocks[0].attention.plan.rotary and not with_places.blocks[1].attention.plan.rotary
 
 
+def test_masks_and_positions_in_grids(dtype: torch.dtype) -> None:
+    net = AxialGATr(2, 1, 3, 2, plan=replace(PLAN, blocks=3), rotary=(True, True), generator=seeded()).to(dtype)
+    x, s, reference = points(2, 5, 4, dtype=dtype), draw(2, 5, 4, 3, dtype=dtype), draw(1, 1, 1, 16, dtype=dtype)
+    along_i = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).bool()
+    along_j = torch.block_diag(torch.ones(1, 1), torch.ones(3, 3)).bool()
+    y, t = net(x, s, masks=(along_i, along_j), reference=reference)
+    for i in (slice(0, 2), slice(2, 5)):
+        for j in (slice(0, 1), slice(1, 4)):
+            own = net(x[:, i, j], s[:, i, j], reference=reference)  # positions are relative
+            for got, want in ((y[:, i, j], own[0]), (t[:, i, j], own[1])):
+                torch.testing.assert_close(got, want, rtol=0, atol={torch.float32: 2e-5, torch.float64: 1e-12}[dtype])
+    assert float((net(x, s, reference=reference)[1] - t).detach().abs().max()) > 1e-6
+
+
 def test_masks() -> None:
     net = GATr(2, 1, 3, 2, plan=PLAN, generator=seeded()).double()
     x, s, reference = points(6), draw(6, 3), draw(1, 1, 16)

@@ -103,6 +103,24 @@ def test_planes_of_a_wider_tensor(dtype: torch.dtype) -> None:
         torch.testing.assert_close(a, b, rtol=limit, atol=limit)
 
 
+@pytest.mark.parametrize(("c_in", "c_out"), [(16, 5), (7, 40), (3, 100), (33, 48)])
+def test_sizes_of_channels(dtype: torch.dtype, c_in: int, c_out: int) -> None:
+    for n in (0, 1, 29):
+        wide = draw(16, n, c_in + 3, dtype=dtype).requires_grad_()
+        weight = weights(PGA, c_out, c_in, dtype).requires_grad_()
+        grad = draw(16, n, c_out + 2, seed=2, dtype=dtype)[:, :, 1:-1]
+        x = wide[:, :, 2:-1]
+        exact, w = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+        got, want = linear_planes(x, weight), dense(exact.movedim(0, -1), w, PGA).movedim(-1, 0)
+        found = got, *torch.autograd.grad(got, (x, weight), grad)
+        wanted = want, *torch.autograd.grad(want, (exact, w), grad.double())
+        limit = 1e-6 if dtype == torch.float32 else 1e-14
+        limit = 1e-6 if dtype == torch.float32 else 1e-14
+        for a, b in zip(found, wanted, strict=True):
+            assert a.shape == b.shape
+            assert float((a.double() - b).detach().abs().sum()) <= limit * float(b.detach().abs().sum())
+
+
 def test_only_x_and_weight_are_saved() -> None:
     kept: list[Tensor] = []
     x, weight = draw(16, 5, 4).requires_grad_(), weights(PGA, 3, 4).requires_grad_()

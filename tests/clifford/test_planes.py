@@ -35,6 +35,9 @@ def test_planes_and_back(size: int, dtype: torch.dtype) -> None:
         planes = to_planes(x)
         assert planes.is_contiguous() and torch.equal(planes, x.permute(2, 0, 1))
         assert from_planes(planes).is_contiguous() and torch.equal(from_planes(planes), x)
+    x = draw(2, 3, 4, size, dtype=dtype).transpose(0, 1)
+    assert torch.equal(to_planes(x), x.movedim(-1, 0)) and torch.equal(from_planes(to_planes(x)), x)
+    assert to_planes(x[0, 0]).shape == (size, 4) and from_planes(to_planes(x[:0])).shape == (0, 2, 4, size)
     wide = draw(size, 4, 6, dtype=dtype)[:, :, 1:4]
     assert torch.equal(from_planes(wide), wide.permute(1, 2, 0))
 
@@ -137,6 +140,6 @@ def test_errors() -> None:
             multiply_planes(factors, reference)
     with pytest.raises(ShapeError, match="products: expected"):
         multiply_planes(draw(16, 3, 4), draw(3), products=("wedge",))
-    for turn, wrong in ((to_planes, draw(3, 4, 15)), (from_planes, draw(15, 3, 4)), (to_planes, draw(4, 16))):
+    for turn, wrong in ((to_planes, draw(3, 4, 15)), (from_planes, draw(15, 3, 4)), (to_planes, draw(16))):
         with pytest.raises(ShapeError, match="a power of 2"):
             turn(wrong)
