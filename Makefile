@@ -23,7 +23,9 @@ bench: .venv/bench-installed system warmup
 	$(BIN)/python -m benchmarks registration-local
 	$(BIN)/python -m benchmarks rotations
 	$(BIN)/python -m benchmarks points
+	$(BIN)/python -m benchmarks sampling
 	$(BIN)/python -m benchmarks serialization
+	$(BIN)/python -m benchmarks scan
 	$(BIN)/python -m benchmarks meshes
 	$(BIN)/python -m benchmarks rods
 	$(BIN)/python -m benchmarks skinning

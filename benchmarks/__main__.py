@@ -17,8 +17,10 @@ from geom.errors import GeomError
 BENCHMARKS = {
     "registration-local": "geom.icp, small_gicp and open3d from perturbed labels",
     "neighbors": "neighbours, voxel grids and normals: geom, scipy, small_gicp and open3d",
-    "points": "neighbours, farthest points, Chamfer distance: geom, scipy, open3d, fpsample and torch.cdist",
+    "points": "neighbours and Chamfer distance: geom, scipy, open3d and torch.cdist",
+    "sampling": "farthest points and neighbours by size: geom, fpsample, scipy, open3d and torch",
     "serialization": "Morton, Hilbert and traverse codes: geom, numpy-hilbert-curve and torch, bit by bit",
+    "scan": "selective scans, Mamba mixers, linear attention: geom, mambapy and torch's forms; memory and threads",
     "meshes": "geodesics, Laplacian, distance, samples: geom, libigl, potpourri3d, open3d and trimesh",
     "rods": "elastic rods: geom and PyElastica at equal physics, microseconds of a rod-step, errors on motion capture",
     "clifford": "geometric algebra: geom, GATr in dense form, lgatr and geometric-algebra-attention",

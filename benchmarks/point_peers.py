@@ -1,4 +1,4 @@
-"""Neighbours, farthest points and the Chamfer distance in geom and its peers, each on its own types."""
+"""Neighbours and the Chamfer distance in geom and its peers, each on its own types."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,8 +12,6 @@ __all__ = [
     "Given",
     "Library",
     "Operation",
-    "fpsample",
-    "fpsample_buckets",
     "geom",
     "open3d",
     "scipy",
@@ -22,24 +20,21 @@ __all__ = [
 
 K = 16
 CAP = 32  # neighbours of a ball query
-_HEIGHTS = (3, 6)  # of fpsample's tree over the small and the large set: the fastest of 2 to 9
 
 
 class Given(NamedTuple):
-    """Float32: the `whole` cloud (N, 3), and parts of it drawn at random, `query` and `points` for queries (M, 3),
-    `small` and `large` for farthest points, a half and a quarter of them; `radius` of the ball query."""
+    """Float32: the `whole` cloud (N, 3), and parts of it drawn at random, `query` and `points` (M, 3); `radius` of the
+    ball query."""
 
     whole: NDArray[np.float32]
     query: NDArray[np.float32]
     points: NDArray[np.float32]
-    small: NDArray[np.float32]
-    large: NDArray[np.float32]
     radius: float
 
 
 class Operation(NamedTuple):
     """`call()` is timed; `read` makes of its result what is scored: distances and indices (M, K), numbers of
-    neighbours (M,), a distance, or the sampled points (m, 3), the first one first."""
+    neighbours (M,), or a distance."""
 
     call: Callable[[], Any]
     read: Callable[[Any], Any]
@@ -53,20 +48,15 @@ def geom(given: Given, threads: int, device: str) -> Library:
 
     from geom import points as p
 
-    whole, query, points, small, large = (torch.from_numpy(x).to(device) for x in given[:5])
+    whole, query, points = (torch.from_numpy(x).to(device) for x in given[:3])
     near = lambda found: (found.distance.cpu().numpy(), found.index.cpu().numpy())  # noqa: E731
     count = lambda found: (found.index >= 0).sum(1).cpu().numpy()  # noqa: E731
-
-    def farthest(x: Any, count: int) -> Operation:
-        return Operation(lambda: p.farthest_point_sample(x, count), lambda index: x[index].cpu().numpy())
 
     return {
         "knn": Operation(lambda: p.knn(query, points, K), near),
         "knn, whole": Operation(lambda: p.knn(whole, whole, K), near),
         "ball query": Operation(lambda: p.ball_query(query, points, given.radius, CAP), count),
         "chamfer": Operation(lambda: p.chamfer(query, points), float),
-        "farthest, small": farthest(small, len(small) // 2),
-        "farthest, large": farthest(large, len(large) // 4),
     }
 
 
@@ -115,17 +105,11 @@ def open3d(given: Given, threads: int, device: str) -> Library:
     def chamfer() -> Any:
         return sum(nearest(x, y, 1)[1].cpu().numpy().mean() for x, y in ((query, points), (points, query)))
 
-    def farthest(x: NDArray[np.float32], count: int) -> Operation:
-        cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(x))  # its tensors take a hundred times as long
-        return Operation(lambda: cloud.farthest_point_down_sample(count), lambda found: np.float32(found.points))
-
     return {
         "knn": Operation(lambda: nearest(query, points, K), near),
         "knn, whole": Operation(lambda: nearest(whole, whole, K), near),
         "ball query": Operation(ball, lambda found: found[2].cpu().numpy()),
         "chamfer": Operation(chamfer, float),
-        "farthest, small": farthest(given.small, len(given.small) // 2),
-        "farthest, large": farthest(given.large, len(given.large) // 4),
     }
 
 
@@ -150,28 +134,4 @@ def torch_cdist(given: Given, threads: int, device: str) -> Library:
         ),
         "ball query": Operation(ball, lambda found: (found < len(points)).sum(1).cpu().numpy()),
         "chamfer": Operation(chamfer, float),
-    }
-
-
-def fpsample(given: Given, threads: int, device: str) -> Library:
-    import fpsample as f
-
-    return _farthest(given, lambda x, count, height: f.fps_sampling(x, count, start_idx=0))
-
-
-def fpsample_buckets(given: Given, threads: int, device: str) -> Library:
-    import fpsample as f
-
-    return _farthest(given, lambda x, count, height: f.bucket_fps_kdline_sampling(x, count, height, start_idx=0))
-
-
-def _farthest(given: Given, sample: Callable[[Any, int, int], Any]) -> Library:
-    small, large = given.small, given.large
-    return {
-        "farthest, small": Operation(
-            lambda: sample(small, len(small) // 2, _HEIGHTS[0]), lambda i: small[i.astype(np.int64)]
-        ),
-        "farthest, large": Operation(
-            lambda: sample(large, len(large) // 4, _HEIGHTS[1]), lambda i: large[i.astype(np.int64)]
-        ),
     }

@@ -1,4 +1,4 @@
-"""Neighbours, farthest points and the Chamfer distance, from raw clouds: geom, scipy, open3d, fpsample, torch.cdist."""
+"""Neighbours and the Chamfer distance, from raw clouds: geom, scipy, open3d and torch.cdist."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +16,6 @@ from benchmarks.point_peers import (
     Given,
     K,
     Operation,
-    fpsample,
-    fpsample_buckets,
     geom,
     open3d,
     scipy,
@@ -25,7 +23,7 @@ from benchmarks.point_peers import (
 )
 from benchmarks.report import BEST_PEER
 
-__all__ = ["NOTES", "REFERENCE", "brute_force", "cases", "draw", "inputs", "score", "truths"]
+__all__ = ["NOTES", "REFERENCE", "cases", "draw", "inputs", "score", "truths"]
 
 REFERENCE = BEST_PEER
 NOTES = [
@@ -33,14 +31,10 @@ NOTES = [
     "among all; search structures are built inside the clock, here and below",
     f"ball query: the same points, at most {CAP} neighbours within 0.05 in the unit cube, in scans within the median "
     "distance of the fifth; of more, geom and torch keep the first, open3d the nearest, scipy all",
-    "farthest: 512 of 1,024 points (small) and 6,144 of 24,576 (large), begun at the first; fpsample is its "
-    "fps_sampling, fpsample buckets its bucket_fps_kdline_sampling with the height of tree that was the fastest",
-    "geom, open3d, fpsample and torch in float32, scipy and open3d's farthest points in float64; torch cdist: all "
-    "distances at once",
+    "geom, open3d and torch in float32, scipy in float64; torch cdist: all distances at once",
     "errors of knn: the largest of a distance, and how many neighbours are farther than the exact ones by 1e-6 of the "
-    "distance; of the ball query: queries with another number of neighbours; of chamfer: relative; of farthest: "
-    "points that brute force finds from the same first one and this does not (fpsample's buckets begin elsewhere than "
-    "told)",
+    "distance; of the ball query: queries with another number of neighbours; of chamfer: relative",
+    "farthest points, and neighbours by the size of a cloud: benchmark sampling",
 ]
 _UNIFORM, _THREADS = "uniform", "threads"
 _LIBRARIES = [
@@ -48,8 +42,6 @@ _LIBRARIES = [
     ("scipy", ("scipy", scipy)),
     ("open3d", ("open3d", open3d)),
     ("torch", ("torch cdist", torch_cdist)),
-    ("fpsample", ("fpsample", fpsample)),
-    ("fpsample", ("fpsample buckets", fpsample_buckets)),
 ]
 
 
@@ -85,14 +77,14 @@ def draw(scan: NDArray[np.float32] | None, quick: bool) -> Given:
     random = np.random.default_rng(0)
     whole = random.random((20_000 if quick else 200_000, 3), dtype=np.float32) if scan is None else scan
     mixed = random.permutation(whole)
-    part, large = (1_000, 4_096) if quick else (10_000, 24_576)
+    part = 1_000 if quick else 10_000
     query, points = mixed[:part], mixed[part : 2 * part]
     radius = 0.05
     if scan is not None:
         from scipy.spatial import KDTree
 
         radius = float(np.median(KDTree(points).query(query, 5)[0][:, 4]))
-    return Given(whole, query, points, mixed[:1024], mixed[:large], radius)
+    return Given(whole, query, points, radius)
 
 
 def truths(given: Given) -> Callable[[str], Any]:
@@ -109,25 +101,9 @@ def truths(given: Given) -> Callable[[str], Any]:
             return query, points, KDTree(points).query(query, K)[0]
         if method == "ball query":
             return np.minimum(KDTree(points).query_ball_point(query, given.radius, return_length=True), CAP)
-        if method == "chamfer":
-            return sum((KDTree(y).query(x)[0] ** 2).mean() for x, y in ((query, points), (points, query)))
-        cloud = given.small if method == "farthest, small" else given.large
-        return cache(lambda count, first: brute_force(cloud, count, np.frombuffer(first, np.float32)))
+        return sum((KDTree(y).query(x)[0] ** 2).mean() for x, y in ((query, points), (points, query)))
 
     return truth
-
-
-def brute_force(points: NDArray[np.float32], count: int, first: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Farthest points from `first`, one of the points, on, each next against all; squares summed x first."""
-    sample = int(np.flatnonzero((points == first).all(1))[0])
-    x, y, z = np.ascontiguousarray(points.T)
-    nearest, found = np.full(len(points), np.inf, dtype=np.float32), []
-    for _ in range(count):
-        found.append(sample)
-        square = (x - x[sample]) ** 2 + (y - y[sample]) ** 2 + (z - z[sample]) ** 2
-        np.minimum(nearest, square, out=nearest)
-        sample = int(nearest.argmax())
-    return points[found]
 
 
 def _contender(library: str, method: str, operation: Operation, truth: Callable[[str], Any]) -> Contender:
@@ -138,8 +114,7 @@ def _contender(library: str, method: str, operation: Operation, truth: Callable[
             scores.update(score(method, operation.read(output), truth(method)))
         return scores
 
-    calls = 20 if method == "farthest, small" else 1  # the clock is coarse, and caches are cold
-    return Contender(library, method, lambda seed: operation.call, judge, calls)
+    return Contender(library, method, lambda seed: operation.call, judge)
 
 
 def score(method: str, found: Any, truth: Any) -> dict[str, float]:
@@ -150,10 +125,7 @@ def score(method: str, found: Any, truth: Any) -> dict[str, float]:
         return {"distance_abs": float(np.abs(distance - exact).max()), "wrong": float(wrong)}
     if method == "ball query":
         return {"wrong": float((found != truth).sum())}
-    if method == "chamfer":
-        return {"error_rel": float(abs(found / truth - 1))}
-    missed = set(map(bytes, truth(len(found), found[0].tobytes()))) - set(map(bytes, found))
-    return {"wrong": float(len(missed))}
+    return {"error_rel": float(abs(found / truth - 1))}
 
 
 def _by_threads(points: NDArray[np.float32], threads: int) -> Case:

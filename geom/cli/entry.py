@@ -14,6 +14,7 @@ from geom.cli.doctor import doctor
 from geom.cli.register import register
 from geom.cli.rig import bind, solve
 from geom.cli.rods import fit, predict, simulate
+from geom.cli.serialize import serialize
 from geom.cli.skin import skin
 from geom.cli.view import view
 from geom.cli.warmup import warmup
@@ -21,7 +22,7 @@ from geom.errors import GeomError
 
 __all__ = ["main"]
 
-_COMMANDS: tuple[Callable[..., int], ...] = (register, skin, view, demo, doctor, warmup)
+_COMMANDS: tuple[Callable[..., int], ...] = (register, skin, serialize, view, demo, doctor, warmup)
 _GROUPS: dict[str, tuple[Callable[..., int], ...]] = {"rods": (fit, predict, simulate), "rig": (bind, solve)}
 _ABOUT = (
     "3D geometry from the command line. Lengths in metres, angles in degrees. `geom --version` prints the version. "

@@ -6,7 +6,7 @@ from geom.points.metrics import chamfer, hausdorff
 from geom.points.neighbors import ball_query, knn, radius_search
 from geom.points.normals import estimate_covariances, estimate_normals
 from geom.points.sampling import farthest_point_sample
-from geom.points.serialization import Serialization, decode, encode, serialize
+from geom.points.serialization import Serialization, decode, encode, grid_size_of, serialize
 from geom.points.transport import Transport, earth_movers
 from geom.points.tree import Neighborhoods, Neighbors, NeighborTree
 from geom.points.voxels import voxel_downsample
@@ -25,6 +25,7 @@ __all__ = [
     "decode",
     "encode",
     "serialize",
+    "grid_size_of",
     "estimate_covariances",
     "estimate_normals",
     "interpolate",

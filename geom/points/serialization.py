@@ -14,7 +14,7 @@ from geom.points.neighbors import knn
 from geom.points.orders import ORDERS, cell_at, code_of, traverse_official
 from geom.values import Value, value
 
-__all__ = ["Serialization", "decode", "encode", "serialize"]
+__all__ = ["Serialization", "decode", "encode", "grid_size_of", "serialize"]
 
 _BITS = 21  # an axis: three of them fit 63 bits
 _SAMPLE = 1024  # points whose nearest other point tells the spacing
@@ -133,9 +133,8 @@ def serialize(
     its least: `encode` that one for its checkpoints. Not under torch.func.vmap, nor torch.compile(fullgraph=True).
 
     Args: points (N, 3) float32 or float64, tensor or Points; order, a name that `encode` takes, or several; grid_size,
-    the cell's edge in the unit of the points, None for three times the mean distance to the nearest other point, over
-    at most 2,047 of them, or more where so many cells are too many; bits an axis, None for as many as the widest cloud
-    needs; offsets (B+1,) for several clouds; backend "auto", "warp" or "torch".
+    the cell's edge in the unit of the points, None for `grid_size_of` them; bits an axis, None for as many as the
+    widest cloud needs; offsets (B+1,) for several clouds; backend "auto", "warp" or "torch".
     Returns: Serialization of (N,) for one name, of (K, N) for several.
     Raises: ShapeError, also where the extent holds more cells than `bits`, or 63 bits for cell and cloud, can name.
 
@@ -159,7 +158,7 @@ def serialize(
     _check_room(most, clouds)
     low, high = corners(positions, starts)
     extent = (high - low).amax() if clouds else positions.new_zeros(())
-    least = max(float(extent) / (2**most - 0.5), torch.finfo(positions.dtype).tiny)
+    least = _least_size(extent, most)
     size = max(3 * _spacing(positions, starts, backend), least) if grid_size is None else grid_size
     size = check_positive(size, "grid_size")
     edge = torch.full((), size, dtype=positions.dtype, device=device)  # a tensor: true division on every device
@@ -185,6 +184,42 @@ def serialize(
     if isinstance(order, str):
         return Serialization(code[0], places[0], inverse[0])
     return Serialization(code, places, inverse)
+
+
+def grid_size_of(
+    points: Points | Float[Tensor, "n 3"],
+    *,
+    bits: int | None = None,
+    offsets: Tensor | None = None,
+    backend: str = "auto",
+) -> float:
+    """The cell's edge that `serialize` takes if none is given: three times the points' spacing.
+
+    That is the mean distance to the nearest other point, over at most 2,047 of them; more where so many cells would be
+    too many. Without two points apart it is the least that there is.
+
+    Args: points (N, 3) float32 or float64, tensor or Points; bits, offsets, backend as of `serialize`.
+    Returns: the edge, in the unit of the points.
+    Raises: ShapeError.
+
+    >>> grid_size_of(torch.tensor([[0.0, 0, 0], [3, 0, 0], [1, 0, 0], [2, 0, 0]]))
+    3.0
+
+    Guarantees: not differentiable; deterministic; exact, of the sample
+    """
+    cloud = as_points(points, offsets=offsets)
+    positions, starts = cloud.positions.detach(), bounds(cloud)
+    clouds = len(starts) - 1
+    most = _check_bits(bits) or min(_BITS, (63 - _cloud_bits(clouds)) // 3)
+    _check_room(most, clouds)
+    low, high = corners(positions, starts)
+    extent = (high - low).amax() if clouds else positions.new_zeros(())
+    return max(3 * _spacing(positions, starts, backend), _least_size(extent, most))
+
+
+def _least_size(extent: Tensor, bits: int) -> float:
+    """Of a cell, so that as many bits count them."""
+    return max(float(extent) / (2**bits - 0.5), torch.finfo(extent.dtype).tiny)
 
 
 def _sorted(code: Tensor, starts: Tensor, used: int, native: bool, *, official: bool) -> tuple[Tensor, Tensor]:

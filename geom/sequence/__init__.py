@@ -6,8 +6,12 @@ A mixer maps tokens (B, L, C), or several clouds one after the other (N, C) with
 from geom.sequence.attention import LinearAttention
 from geom.sequence.convolution import causal_convolution
 from geom.sequence.linear import additive_gates, delta_rule, linear_attention
+from geom.sequence.lion import LION, LIONLayer, LIONPlan, VoxelEncoder
 from geom.sequence.mamba import Mamba
+from geom.sequence.order_locality import Locality, locality
+from geom.sequence.point_mamba import PointMamba, PointMambaPlan
 from geom.sequence.scan import selective_scan
+from geom.sequence.serialized import SerializedPlan, SerializedTransformer
 
 __all__ = [
     "selective_scan",
@@ -17,4 +21,14 @@ __all__ = [
     "additive_gates",
     "Mamba",
     "LinearAttention",
+    "Locality",
+    "locality",
+    "PointMambaPlan",
+    "PointMamba",
+    "LIONPlan",
+    "VoxelEncoder",
+    "LIONLayer",
+    "LION",
+    "SerializedPlan",
+    "SerializedTransformer",
 ]

@@ -94,6 +94,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     for part in report.parts:
         assert not [note for note in part.notes if "raised" in note or "not on one thread" in note]
         assert {"geom", "torch"} <= {s.library for s in part.series}
+        assert {"Hilbert", "Hilbert, decode", "Hilbert, 500", "four orders"} <= {s.method for s in part.series}
         for s in part.series:
             assert s.case == "scan_street" and s.scores() == {"wrong": 0}, (s.library, s.method, s.scores())
 

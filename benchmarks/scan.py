@@ -1,0 +1,337 @@
+"""Selective scans, mixers made of them, linear attention, the delta rule and causal convolutions: geom, mambapy, and
+torch without kernels; the memory that scans take, and what a second thread brings."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, normalize, softplus
+
+from benchmarks.given import choose
+from benchmarks.harness import PAUSE, Case, Contender
+from benchmarks.part import Request, installed
+from benchmarks.report import BEST_PEER
+from benchmarks.scan_peers import (
+    SCANS,
+    chunked_attention,
+    chunked_delta_rule,
+    convolve,
+    loop_attention,
+    loop_delta_rule,
+    mambapy_mixer,
+)
+from geom.sequence import Mamba, causal_convolution, delta_rule, linear_attention, selective_scan
+
+__all__ = ["GROUPS", "NOTES", "REFERENCE", "Row", "cases", "error_of", "extra_bytes", "inputs", "rows_of"]
+
+REFERENCE = BEST_PEER
+NOTES = [
+    "float32; B x L x D: batches, tokens, channels, of 16 states each; with gradient: forward, and the gradients of "
+    "inputs and weights for given ones of the result; error: the largest of a result or a gradient, of the greatest "
+    "number in it, from float64 by the loop, of the mixer by geom, of the convolution by torch",
+    "scan: steps softplus(normal - 3), rates 1 to 16; geom given channels by tokens, as mamba-ssm takes them, the "
+    "others tokens by channels, as mambapy does",
+    "mambapy: its selective_scan (Blelloch's scan, with a gradient of its own) and its whole block with geom's "
+    "weights; loop: one token after the other, unbound rather than sliced, as slices make the gradient quadratic in "
+    "their number; associative scan: torch's, in its generic mode",
+    "chunked: of scans cumulative sums within 16 tokens, inputs over their decays, which steps of 8 make infinite; of "
+    "attention all pairs of 64 tokens, of 16 where it is gated; of the delta rule a triangular system for 64",
+    "Mamba mixer: 192 channels, 384 inside; ragged: 8 clouds of 64 to 1,024 tokens, geom with offsets, mambapy padded "
+    "to the longest; attention: 4 heads of 48 features; convolution: 4 taps, torch's conv1d as Mamba's code calls it",
+    "extra memory: the most that a call holds at once beyond its operands, its results included; share: of mambapy's",
+    "aims against mambapy: scans 20 and, with gradient, 12 times as fast for the first and third size, 10 and 8 for "
+    "the second; 5 % of its memory; two threads 1.7 times as fast as one",
+]
+GROUPS = ("scan", "mixer", "attention", "convolution")
+_ROWS, _MEMORY, _THREADS = "sequences", "extra memory", "threads"
+_PACKAGES = {"mambapy": "mambapy"}
+_STATES = 16
+_SIZES = [(1, 1024, 768), (1, 4096, 128), (1, 16384, 128)]  # batches, tokens, channels
+_SMALL = [(1, 100, 16)]
+
+Forward = Callable[[], Tensor]
+Work = Callable[[], Sequence[Tensor]]
+
+
+class Row(NamedTuple):
+    """What libraries do: `build(library, dtype)` gives what computes, and what to differentiate it in.
+
+    `exact`: whose float64 is right. geom works `calls` times a run.
+    """
+
+    method: str
+    libraries: Sequence[str]
+    build: Callable[[str, torch.dtype], tuple[Forward, Sequence[Tensor]]]
+    exact: str
+    calls: int = 1
+
+    def work(self, library: str, dtype: torch.dtype, gradient: bool) -> Work:
+        """Forward, or the result and the gradients for a given one of it."""
+        forward, leaves = self.build(library, dtype)
+
+        def alone() -> Sequence[Tensor]:
+            with torch.no_grad():
+                return [forward()]
+
+        def both() -> Sequence[Tensor]:
+            out = forward()
+            return [out.detach(), *torch.autograd.grad(out, leaves, given)]
+
+        if not gradient:
+            return alone
+        for leaf in leaves:
+            leaf.requires_grad_()
+        (out,) = alone()
+        given = torch.empty_like(out).copy_(_draw(9, *out.shape, like=out))  # in memory like the result
+        return both
+
+
+def inputs(names: tuple[str, ...]) -> list[str]:
+    """Groups of rows, and the cases that are not timed. Raises: GeomError for a name that is not there."""
+    return choose([*GROUPS, _MEMORY, _THREADS], names)
+
+
+def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str]]:
+    chosen = inputs(request.inputs) or [*GROUPS, _MEMORY, _THREADS]
+    on_cpu = request.device == "cpu"
+    if on_cpu and request.clock != "cpu":  # what says something new with this number of threads
+        chosen = [name for name in chosen if name in ("mixer", _THREADS)]
+    if threads == 1 or not on_cpu:
+        chosen = [name for name in chosen if name != _THREADS]
+    found, missing = installed(list(_PACKAGES.items()))
+    groups = [name for name in chosen if name in GROUPS]
+
+    def make() -> Iterator[Case]:
+        if groups:
+            rows = [row for name in groups for row in rows_of(name, request.device, request.quick)]
+            pairs = [(row, gradient) for row in rows for gradient in (False, True)]
+            yield Case(_ROWS, [x for pair in pairs for x in _contenders(*pair, found, request.quick)])
+        if _MEMORY in chosen:
+            yield Case(_MEMORY, _memory(request, found), timed=False)
+        if _THREADS in chosen:
+            yield Case(_THREADS, [_by_threads(threads, request.quick)], timed=False)
+
+    return bool(groups) + (_MEMORY in chosen) + (_THREADS in chosen), make(), missing
+
+
+def rows_of(group: str, device: str, quick: bool) -> list[Row]:
+    """The rows of one of `GROUPS`."""
+    if group == "scan":
+        return [_scan(*size, device) for size in (_SMALL if quick else _SIZES)]
+    if group == "mixer":
+        batches, tokens, width = (2, 50, 16) if quick else (2, 1024, 192)
+        lengths = [5, 50] if quick else [round(64 + 960 * k / 7) for k in range(8)]
+        return [_mixer(batches, tokens, width, device), _ragged(lengths, width, device)]
+    if group == "attention":
+        size = (2, 100, 2, 8) if quick else (2, 1024, 4, 48)
+        return [_attention(name, *size, device) for name in ("linear attention", "gated attention", "delta rule")]
+    sizes = [(2, 50, 16)] if quick else [(2, 1024, 384), (1, 16384, 128)]
+    return [_convolution(*size, device) for size in sizes]
+
+
+def _contenders(row: Row, gradient: bool, installed: Sequence[str], quick: bool) -> list[Contender]:
+    """Nothing is made before it runs."""
+
+    @cache
+    def right() -> Sequence[Tensor]:
+        return row.work(row.exact, torch.float64, gradient)()
+
+    def contender(library: str) -> Contender:
+        work = cache(lambda: row.work(library, torch.float32, gradient))
+        scores: dict[str, float] = {}
+
+        def judge(output: Sequence[Tensor], seed: int) -> dict[str, float]:
+            if not scores:  # every round gives the same
+                scores["error_rel"] = error_of(output, right())
+            return scores
+
+        calls = row.calls if library == "geom" and not quick else 1
+        method = row.method + ", with gradient" * gradient
+        return Contender(library, method, lambda seed: work(), judge, calls)
+
+    return [contender(name) for name in row.libraries if name in installed or name not in _PACKAGES.values()]
+
+
+def error_of(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """The largest difference, of the greatest number of the same tensor."""
+    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(found, right, strict=True)]
+    if any(a.shape != b.shape for a, b in pairs):
+        raise ValueError(
+            f"expected shapes {[tuple(b.shape) for _, b in pairs]}, got {[tuple(a.shape) for a, _ in pairs]}"
+        )
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _draw(seed: int, *shape: int, like: Tensor, form: Callable[[Tensor], Tensor] = torch.Tensor.contiguous) -> Tensor:
+    """`form` of normal numbers, rounded to float32 in every dtype, so that errors are not those of the operands."""
+    numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return form(numbers).float().to(like)
+
+
+def _scan(batches: int, tokens: int, width: int, device: str) -> Row:
+    def build(library: str, dtype: torch.dtype) -> tuple[Forward, Sequence[Tensor]]:
+        own = torch.empty(0, dtype=dtype, device=device)
+        u = _draw(0, batches, width, tokens, like=own)
+        delta = _draw(1, batches, width, tokens, like=own, form=lambda x: softplus(x - 3))
+        B, C = (_draw(seed, batches, _STATES, tokens, like=own) for seed in (2, 3))
+        rates = -torch.arange(1, _STATES + 1).to(own).repeat(width, 1)
+        along = [u, delta, B, C]
+        if library != "geom":
+            along = [x.mT.contiguous().mT for x in along]
+        u, delta, B, C = along
+        operands = [u, delta, rates, B, C, torch.ones(width).to(own)]
+        scan: Callable[..., Tensor] = selective_scan if library == "geom" else SCANS[library]
+        return lambda: scan(*operands), operands
+
+    return Row(f"scan, {batches} x {tokens:,} x {width}", ("geom", *SCANS), build, "loop", 5)
+
+
+def _mixer(batches: int, tokens: int, width: int, device: str) -> Row:
+    def build(library: str, dtype: torch.dtype) -> tuple[Forward, Sequence[Tensor]]:
+        mixer = _made_mixer(width, device, dtype)
+        x = _draw(0, batches, tokens, width, like=mixer.out_proj.weight)
+        run = mixer if library == "geom" else mambapy_mixer(mixer)
+        return lambda: run(x), [x, *_weights(run, mixer)]
+
+    return Row(f"Mamba mixer, {batches} x {tokens:,} x {width}", ("geom", "mambapy"), build, "geom")
+
+
+def _ragged(lengths: Sequence[int], width: int, device: str) -> Row:
+    longest, offsets = max(lengths), torch.tensor([0, *lengths]).cumsum(0).to(device)
+    there = (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(device)
+
+    def build(library: str, dtype: torch.dtype) -> tuple[Forward, Sequence[Tensor]]:
+        mixer = _made_mixer(width, device, dtype)
+        x = _draw(0, sum(lengths), width, like=mixer.out_proj.weight)
+        if library == "geom":
+            return lambda: mixer(x, offsets), [x, *_weights(mixer, mixer)]
+        block = mambapy_mixer(mixer)
+
+        def padded() -> Tensor:
+            room = x.new_zeros(len(lengths), longest, width).index_put((there,), x)
+            return block(room)[there]
+
+        return padded, [x, *_weights(block, mixer)]
+
+    return Row(f"Mamba mixer, ragged, {sum(lengths):,} x {width}", ("geom", "mambapy"), build, "geom")
+
+
+def _made_mixer(width: int, device: str, dtype: torch.dtype) -> Mamba:
+    return Mamba(width, states=_STATES, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+
+def _weights(run: torch.nn.Module, mixer: Mamba) -> list[Tensor]:
+    """In the mixer's order."""
+    every = dict(run.named_parameters())
+    return [every[name] for name, _ in mixer.named_parameters()]
+
+
+def _attention(name: str, batches: int, tokens: int, heads: int, size: int, device: str) -> Row:
+    def build(library: str, dtype: torch.dtype) -> tuple[Forward, Sequence[Tensor]]:
+        own = torch.empty(0, dtype=dtype, device=device)
+        shape = batches, tokens, heads, size
+        q, k, v = (_draw(seed, *shape, like=own) for seed in range(3))
+        if name == "delta rule":
+            k = _draw(1, *shape, like=own, form=lambda x: normalize(x, dim=-1))
+            operands = [q, k, v, _draw(3, *shape[:3], like=own, form=torch.sigmoid)]
+            forms = {"geom": delta_rule, "loop": loop_delta_rule, "chunked": chunked_delta_rule}
+        else:
+            decays = _draw(3, *shape, like=own, form=lambda x: logsigmoid(x) / 16)
+            operands = [q, k, v, decays][: 4 if name == "gated attention" else 3]
+            forms = {"geom": linear_attention, "loop": loop_attention, "chunked": chunked_attention}
+        form = forms[library]
+        return lambda: form(*operands), operands
+
+    return Row(f"{name}, {batches} x {tokens:,} x {heads} x {size}", ("geom", "loop", "chunked"), build, "loop")
+
+
+def _convolution(batches: int, tokens: int, width: int, device: str) -> Row:
+    def build(library: str, dtype: torch.dtype) -> tuple[Forward, Sequence[Tensor]]:
+        own = torch.empty(0, dtype=dtype, device=device)
+        operands = [_draw(0, batches, tokens, width, like=own), _draw(1, width, 4, like=own), _draw(2, width, like=own)]
+        form = causal_convolution if library == "geom" else convolve
+        return lambda: form(*operands), operands
+
+    return Row(f"causal convolution, {batches} x {tokens:,} x {width}", ("geom", "conv1d"), build, "conv1d", 10)
+
+
+# --- what is not timed ------------------------------------------------------------------------------------------------
+
+
+def extra_bytes(work: Callable[[], object], device: str) -> int:
+    """The most bytes of torch's allocators that `work` holds at once beyond those there before, its result included."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or the profiler writes to stderr
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        kept = work()
+    held = most = 0
+    events: Any = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    del kept
+    return most
+
+
+def _memory(request: Request, installed: Sequence[str]) -> list[Contender]:
+    rows = rows_of("scan", request.device, request.quick)
+
+    @cache
+    def extra(index: int, library: str, gradient: bool) -> float:
+        work = rows[index].work(library, torch.float32, gradient)
+        if index == 0:
+            work()  # what is loaded and compiled by the first call is not its
+        return extra_bytes(work, request.device) / 1e6
+
+    def measured(index: int, library: str) -> dict[str, float]:
+        scores = {}
+        for title, gradient in (("forward", False), ("gradient", True)):
+            scores[f"{title}_MB"] = extra(index, library, gradient)
+            if "mambapy" in installed:
+                scores[f"{title}_share"] = scores[f"{title}_MB"] / extra(index, "mambapy", gradient)
+        return scores
+
+    def contender(index: int, library: str) -> Contender:
+        return Contender(
+            library,
+            f"{rows[index].method}:",
+            lambda seed: lambda: measured(index, library),
+            lambda output, seed: output,
+        )
+
+    return [contender(index, library) for index in range(len(rows)) for library in ("geom", *installed)]
+
+
+def _by_threads(threads: int, quick: bool) -> Contender:
+    """A scan on one thread and on all, in turn, within one process; the least of fifteen."""
+    batches, tokens, width = (1, 1024, 64) if quick else (1, 4096, 768)
+    row = _scan(batches, tokens, width, "cpu")
+
+    def work() -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for title, gradient in (("forward", False), ("gradient", True)):
+            run = row.work("geom", torch.float32, gradient)
+            least = {1: float("inf"), threads: float("inf")}
+            for count in [1, threads] * 15:
+                torch.set_num_threads(count)
+                time.sleep(PAUSE)
+                begin = time.perf_counter()
+                run()
+                least[count] = min(least[count], 1e3 * (time.perf_counter() - begin))
+            scores |= {f"{title}_wall_ms_on_{count}": took for count, took in least.items()}
+            scores[f"{title}_times_as_fast"] = least[1] / least[threads]
+        return scores
+
+    return Contender("geom", f"{row.method}, by threads:", lambda seed: work, lambda output, seed: output)
