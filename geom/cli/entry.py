@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
+from geom.cli.classify import classify
 from geom.cli.demo import demo
 from geom.cli.doctor import doctor
 from geom.cli.register import register
@@ -22,7 +23,7 @@ from geom.errors import GeomError
 
 __all__ = ["main"]
 
-_COMMANDS: tuple[Callable[..., int], ...] = (register, skin, serialize, view, demo, doctor, warmup)
+_COMMANDS: tuple[Callable[..., int], ...] = (register, skin, serialize, classify, view, demo, doctor, warmup)
 _GROUPS: dict[str, tuple[Callable[..., int], ...]] = {"rods": (fit, predict, simulate), "rig": (bind, solve)}
 _ABOUT = (
     "3D geometry from the command line. Lengths in metres, angles in degrees. `geom --version` prints the version. "

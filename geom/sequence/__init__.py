@@ -4,11 +4,15 @@ A mixer maps tokens (B, L, C), or several clouds one after the other (N, C) with
 """
 
 from geom.sequence.attention import LinearAttention
+from geom.sequence.classification import classify, segment
 from geom.sequence.convolution import causal_convolution
+from geom.sequence.decoders import PointCloudMambaSegmenter
 from geom.sequence.linear import additive_gates, delta_rule, linear_attention
 from geom.sequence.lion import LION, LIONLayer, LIONPlan, VoxelEncoder
 from geom.sequence.mamba import Mamba
+from geom.sequence.official import load_official
 from geom.sequence.order_locality import Locality, locality
+from geom.sequence.point_cloud_mamba import PCM, PCM_TINY, PointCloudMamba, PointCloudMambaPlan
 from geom.sequence.point_mamba import PointMamba, PointMambaPlan
 from geom.sequence.scan import selective_scan
 from geom.sequence.serialized import SerializedPlan, SerializedTransformer
@@ -23,6 +27,14 @@ __all__ = [
     "LinearAttention",
     "Locality",
     "locality",
+    "PointCloudMambaPlan",
+    "PCM",
+    "PCM_TINY",
+    "PointCloudMamba",
+    "PointCloudMambaSegmenter",
+    "load_official",
+    "classify",
+    "segment",
     "PointMambaPlan",
     "PointMamba",
     "LIONPlan",
