@@ -2,6 +2,7 @@
 
 from geom.nn.kernel_map import KernelMap, lookup, strided_map, submanifold_map
 from geom.nn.layers import SparseConv3d, SparseInverseConv3d, SubmanifoldConv3d
+from geom.nn.official import load_official
 from geom.nn.ragged_attention import attention
 from geom.nn.scatter import scatter, scatter_softmax
 from geom.nn.serialized_attention import Patches, patches, principal_coordinates
@@ -26,4 +27,5 @@ __all__ = [
     "Patches",
     "patches",
     "principal_coordinates",
+    "load_official",
 ]

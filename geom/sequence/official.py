@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
+from geom import nn
 from geom.errors import ShapeError
 from geom.sequence.decoders import PointCloudMambaSegmenter
 from geom.sequence.point_cloud_mamba import PointCloudMamba
@@ -38,24 +38,16 @@ def load_official(
 
     Guarantees: not differentiable; deterministic; exact
     """
-    skip = len("module.") if state_dict and all(name.startswith("module.") for name in state_dict) else 0
-    found, own = {name[skip:]: x for name, x in state_dict.items()}, module.state_dict()
-    faults = [f"missing {name}" for name in own if name not in found]
-    faults += [f"unknown {name}" for name in found if name not in own]
-    faults += [
-        f"{name} of shape {tuple(x.shape)} for {tuple(own[name].shape)}"
-        for name, x in found.items()
-        if name in own and x.shape != own[name].shape
-    ]
-    if faults:
-        raise ShapeError(f"state_dict: expected the entries of {type(module).__name__}, got {'; '.join(faults[:8])}")
     plan = module.encoder.plan
-    if prompt_orders is not None and plan.prompts:
-        rows = [_NAMES.get(name, name) for name in prompt_orders]
-        if sorted(rows) != sorted(plan.unique_orders):
-            raise ShapeError(f"prompt_orders: expected each of {plan.unique_orders} once, got {tuple(prompt_orders)}")
-        prompts = found[_PROMPTS].unflatten(0, (len(rows), plan.prompts))
-        found[_PROMPTS] = prompts[[rows.index(name) for name in plan.unique_orders]].flatten(0, 1)
-    with torch.no_grad():
-        for name, x in found.items():
-            own[name].copy_(x)
+    rows = [_NAMES.get(name, name) for name in prompt_orders or plan.unique_orders]
+    if sorted(rows) != sorted(plan.unique_orders):
+        raise ShapeError(f"prompt_orders: expected each of {plan.unique_orders} once, got {tuple(prompt_orders or ())}")
+
+    def sort_prompts(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        own, prompts = module.state_dict().get(_PROMPTS), found.get(_PROMPTS)
+        if own is not None and prompts is not None and own.shape == prompts.shape:
+            each = prompts.unflatten(0, (len(rows), plan.prompts))
+            found[_PROMPTS] = each[[rows.index(name) for name in plan.unique_orders]].flatten(0, 1)
+        return found
+
+    nn.load_official(module, state_dict, rename=sort_prompts)

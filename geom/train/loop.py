@@ -25,6 +25,8 @@ _AHEAD = 16  # steps that a GPU may run before the host reads their losses
 def adamw(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW over the parameters that want gradients, with the rate and the weight decay of the configuration.
 
+    Parameters with a true attribute `_no_weight_decay`, such as the rates of a state-space model, do not decay.
+
     Args:
         module: whose parameters are optimised.
         config: gives `rate` and `weight_decay`.
@@ -34,8 +36,12 @@ def adamw(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
     Guarantees: not differentiable; deterministic.
     """
-    wanted = [p for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(wanted, lr=config.rate, weight_decay=config.weight_decay)
+    decaying: dict[bool, list[torch.nn.Parameter]] = {}
+    for p in module.parameters():
+        if p.requires_grad:
+            decaying.setdefault(not getattr(p, "_no_weight_decay", False), []).append(p)
+    groups = [{"params": own, "weight_decay": config.weight_decay * decays} for decays, own in decaying.items()]
+    return torch.optim.AdamW(groups, lr=config.rate)
 
 
 def train(

@@ -218,6 +218,17 @@ def test_frozen_parameters_stay() -> None:
     assert len(adamw(module, BASE).param_groups[0]["params"]) == 2
 
 
+def test_what_must_not_decay_does_not() -> None:
+    from geom.sequence import Mamba
+
+    module = Mamba(8, bidirectional=True)
+    groups = adamw(module, replace(BASE, weight_decay=0.1)).param_groups
+    names = {id(p): name for name, p in module.named_parameters()}
+    still = {names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]}
+    assert still == {"A_log", "D", "A_b_log", "D_b"}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+
+
 def test_values_travel_as_batches() -> None:
     twists = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
     poses = [Rigid.exp(twist) for twist in twists]
