@@ -8,34 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from geom.kernels import bridge
+from geom.kernels.lanes import LANES, VECTORS
 from geom.kernels.native import native_kernel
 
 __all__ = ["convolve", "differentiate"]
 
-_LANES, _TOKENS = 16, 64
+_TOKENS = 64
 _LEAST = 100_000  # numbers below which a second thread costs more than it saves
 
-_BEGIN = """
-    #ifdef __CUDA_ARCH__
-    typedef REAL V;
-    const int WIDTH = 1;
-    auto load = [&](const REAL* from, int some) -> V { return *from; };
-    auto store = [&](REAL* to, int some, V x) { *to = x; };
-    #else
-    #pragma clang fp contract(on)
-    typedef REAL V __attribute__((ext_vector_type(LANES), aligned(sizeof(REAL))));
-    const int WIDTH = LANES;
-    auto load = [&](const REAL* from, int some) __attribute__((always_inline)) -> V {
-        if (some == LANES) return *(const V*)from;
-        V x = REAL(0);
-        for (int j = 0; j < some; ++j) x[j] = from[j];
-        return x;
-    };
-    auto store = [&](REAL* to, int some, V x) __attribute__((always_inline)) {
-        if (some == LANES) *(V*)to = x;
-        else for (int j = 0; j < some; ++j) to[j] = x[j];
-    };
-    #endif
+_BEGIN = (
+    VECTORS
+    + """
     const long long* offsets = (const long long*)offsets_;
     const long long blocks = (width + WIDTH - 1) / WIDTH, tile = i / blocks, block = i - tile * blocks;
     const int some = width - block * WIDTH < WIDTH ? (int)(width - block * WIDTH) : WIDTH;
@@ -50,6 +33,7 @@ _BEGIN = """
         if (offsets[middle] <= first) cloud = middle; else above = middle;
     }
 """
+)
 _INPUTS = (
     "x_: int64, weight_: int64, bias_: int64, offsets_: int64, tokens: int64, width: int64, clouds: int64, "
     "taps: int32, reverse: int32"
@@ -58,7 +42,7 @@ LARGEST = 16  # taps
 
 
 def _complete(code: str) -> str:
-    words = {"LANES": _LANES, "TOKENS": _TOKENS, "LARGEST": LARGEST}
+    words = {"TOKENS": _TOKENS, "LARGEST": LARGEST}
     for word, value in words.items():
         code = code.replace(word, str(value))
     return code
@@ -119,7 +103,7 @@ _ADJOINT = native_kernel(
 def _run(
     kernel: Any, x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, reverse: bool, *rest: Tensor
 ) -> None:
-    (count, width), lanes = x.shape, 1 if x.device.type == "cuda" else _LANES
+    (count, width), lanes = x.shape, 1 if x.device.type == "cuda" else LANES
     weight, offsets = weight.t().contiguous(), offsets.contiguous()
     bias = None if bias is None else bias.contiguous()
     addresses = [0 if y is None else y.data_ptr() for y in (x, weight, bias, offsets)]

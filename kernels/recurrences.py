@@ -11,35 +11,17 @@ import torch
 from torch import Tensor
 
 from geom.kernels import bridge
+from geom.kernels.lanes import LANES, VECTORS
 from geom.kernels.native import native_kernel
 
 __all__ = ["LARGEST", "delta_rule", "delta_rule_adjoint", "outer_difference", "outer_scan"]
 
 LARGEST = 256  # rows that the stack has room for
-_LANES = 16
 _LEAST = 200_000  # numbers of all tokens' states below which a second thread costs more than it saves
 
-_BEGIN = """
-    #ifdef __CUDA_ARCH__
-    typedef REAL V;
-    const int WIDTH = 1;
-    auto load = [&](const REAL* from, int some) -> V { return *from; };
-    auto store = [&](REAL* to, int some, V x) { *to = x; };
-    #else
-    #pragma clang fp contract(on)
-    typedef REAL V __attribute__((ext_vector_type(LANES), aligned(sizeof(REAL))));
-    const int WIDTH = LANES;
-    auto load = [&](const REAL* from, int some) -> V {
-        if (some == LANES) return *(const V*)from;
-        V x = REAL(0);
-        for (int j = 0; j < some; ++j) x[j] = from[j];
-        return x;
-    };
-    auto store = [&](REAL* to, int some, V x) {
-        if (some == LANES) *(V*)to = x;
-        else for (int j = 0; j < some; ++j) to[j] = x[j];
-    };
-    #endif
+_BEGIN = (
+    VECTORS
+    + """
     const long long* offsets = (const long long*)offsets_;
     const long long blocks = (lanes + WIDTH - 1) / WIDTH;
     const long long block = i % blocks, head = i / blocks % heads, cloud = i / blocks / heads;
@@ -51,12 +33,13 @@ _BEGIN = """
         const long long t = reverse ? begin + length - 1 - s : begin + s;
         const long long at = head * tokens + t, row = at * rows, lane = at * lanes + block * WIDTH;
 """
+)
 _ZEROS, _SUM = "{REAL(0), REAL(0), REAL(0), REAL(0)}", "(y[0] + y[1]) + (y[2] + y[3])"
 _SIZES = "offsets_: int64, tokens: int64, heads: int64, rows: int64, lanes: int64, reverse: int32"
 
 
 def _complete(code: str) -> str:
-    return (_BEGIN + code + "\n    }").replace("LANES", str(_LANES)).replace("LARGEST", str(LARGEST))
+    return (_BEGIN + code + "\n    }").replace("LARGEST", str(LARGEST))
 
 
 def _rows(step: str) -> str:
@@ -162,7 +145,7 @@ def _by_head(*tensors: Tensor | None) -> list[Any]:
 def _run(kernel: Any, tensors: list[Any], offsets: Tensor, rows: int, lanes: int, *flags: bool) -> None:
     (heads, count), clouds = tensors[0].shape[:2], offsets.shape[0] - 1
     device, offsets = tensors[0].device, offsets.contiguous()
-    items = clouds * heads * (lanes if device.type == "cuda" else -(-lanes // _LANES))
+    items = clouds * heads * (lanes if device.type == "cuda" else -(-lanes // LANES))
     grain = 1 + items * _LEAST // max(1, count * heads * rows * lanes)
     addresses = [0 if x is None else x.data_ptr() for x in (*tensors, offsets)]
     sizes = (count, heads, rows, lanes, *map(int, flags))

@@ -256,7 +256,7 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 from geom.sequence.point_cloud_mamba import PointCloudMamba
-x = torch.load("in.pt")
+x = torch.load("in.pt", weights_only=True)
 with torch.no_grad():
     nets = [PointCloudMamba.load(name + ".safetensors") for name in ("true", "official")]
     torch.save([net(x["points"], offsets=x["offsets"]) for net in nets], "out.pt")
@@ -276,7 +276,7 @@ def test_another_process_gives_the_same_bits(tmp_path: Path) -> None:
     torch.save({"points": points, "offsets": OFFSETS}, tmp_path / "in.pt")
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, env=environment, cwd=tmp_path)
-    for got, want in zip(torch.load(tmp_path / "out.pt"), here, strict=True):
+    for got, want in zip(torch.load(tmp_path / "out.pt", weights_only=True), here, strict=True):
         assert torch.equal(got, want)
 
 
