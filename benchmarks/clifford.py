@@ -3,7 +3,6 @@ and packages from PyPI; what training keeps; and the dense form beside the publi
 
 import gc
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +18,10 @@ from benchmarks.clifford_peers import (
     tuple_attention,
 )
 from benchmarks.given import choose
-from benchmarks.harness import Case, Contender
+from benchmarks.harness import Case, Contender, least
 from benchmarks.part import Request, installed
 from benchmarks.report import BEST_PEER
+from benchmarks.rows import Row, Work, case_of, draw, untimed
 from geom.clifford import (
     PGA,
     STA,
@@ -35,13 +35,14 @@ from geom.clifford import (
 )
 from geom.clifford.embedding import embed_plane, embed_point
 
-__all__ = ["NETS", "NOTES", "REFERENCE", "Net", "Row", "cases", "error_of", "inputs", "kept_bytes", "rows_of"]
+__all__ = ["NETS", "NOTES", "REFERENCE", "Net", "cases", "inputs", "kept_bytes", "rows_of"]
 
 REFERENCE = BEST_PEER
 NOTES = [
     "float32; N x C: N items of C multivectors of 16 numbers; with gradient: forward, and the gradients of inputs and "
-    "weights (of nets: weights) for given ones of the result; error: the largest, of the largest number in the result "
-    "or its gradients, from the dense form in float64, of tuples from geom in float64",
+    "weights (of nets: weights) for given ones of the result; error: the largest of a result or a gradient, of the "
+    "greatest number in it, in nets and tuples of the greatest in all, as some gradients are rounding alone; from the "
+    "dense form in float64, of tuples from geom in float64",
     "dense: GATr written from its equations as the published code computes it: the whole table of 16^3 numbers for "
     "products, a matrix 16 x 16 for each pair of channels, torch's attention of padded features side by side, plain "
     "autograd; same weights as geom",
@@ -63,36 +64,6 @@ GROUPS = ("products", "layers", "nets", "ragged", "tuples")
 _ROWS, _KEPT, _PUBLISHED = "algebra", "kept for the gradient", "published"
 _PACKAGES = {"lgatr": "lgatr", "geometric_algebra_attention": "geometric-algebra-attention"}
 _GIGAFLOPS = 92.0  # where the published code was measured
-
-Work = Callable[[], Sequence[Tensor]]
-
-
-class Row(NamedTuple):
-    """What libraries do: `build(library, dtype)` gives the work and what to differentiate it in.
-
-    `exact`: whose float64 is right, "" for none. geom works `calls` times a run, the others a tenth of it.
-    """
-
-    method: str
-    libraries: Sequence[str]
-    build: Callable[[str, torch.dtype], tuple[Work, Sequence[Tensor]]]
-    exact: str
-    calls: int = 1
-
-    def work(self, library: str, dtype: torch.dtype, gradient: bool) -> Work:
-        """Forward, or the gradients for given ones of the result."""
-        forward, leaves = self.build(library, dtype)
-
-        def alone() -> Sequence[Tensor]:
-            with torch.no_grad():
-                return forward()
-
-        if not gradient:
-            return alone
-        for leaf in leaves:
-            leaf.requires_grad_()
-        given = [_draw(9 + k, *x.shape, dtype=x.dtype, device=str(x.device)) for k, x in enumerate(alone())]
-        return lambda: torch.autograd.grad(forward(), leaves, given)
 
 
 class Net(NamedTuple):
@@ -143,8 +114,7 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
     def make() -> Iterator[Case]:
         if groups:
             rows = [row for name in groups for row in rows_of(name, request.device, request.quick)]
-            pairs = [(row, gradient) for row in rows for gradient in (False, True)]
-            yield Case(_ROWS, [x for pair in pairs for x in _contenders(*pair, found, request.quick)])
+            yield case_of(_ROWS, rows, set(_PACKAGES.values()).difference(found), request.quick)
         for name in others:
             contenders = _kept(request, found) if name == _KEPT else _published(request)
             yield Case(name, contenders, timed=False)
@@ -172,51 +142,13 @@ def rows_of(group: str, device: str, quick: bool) -> list[Row]:
     return [_tuples(*size, device) for size in (pairs, *others)] + [_tuples(*pairs, device, multivector=True)]
 
 
-def _contenders(row: Row, gradient: bool, installed: Sequence[str], quick: bool) -> list[Contender]:
-    """Nothing is made before it runs."""
-    right: list[Sequence[Tensor]] = []
-
-    def contender(library: str) -> Contender:
-        work: list[Work] = []
-        scores: dict[str, float] = {}
-
-        def start(seed: int) -> Work:
-            work[:] = work or [row.work(library, torch.float32, gradient)]
-            return work[0]
-
-        def judge(output: Sequence[Tensor], seed: int) -> dict[str, float]:
-            if row.exact and not scores:  # every round gives the same
-                right[:] = right or [row.work(row.exact, torch.float64, gradient)()]
-                scores["error_rel"] = error_of(output, right[0])
-            return scores
-
-        calls = 1 if quick else row.calls if library == "geom" else -(-row.calls // 10)
-        return Contender(library, row.method + ", with gradient" * gradient, start, judge, calls)
-
-    here = [name for name in row.libraries if name in installed or name not in _PACKAGES.values()]
-    return [contender(library) for library in here]
-
-
-def error_of(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """The largest difference, of the largest number."""
-    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(found, right, strict=True)]
-    if any(a.shape != b.shape for a, b in pairs):
-        raise ValueError(f"expected shapes {[tuple(b.shape) for _, b in pairs]}, got {[a.shape for a, _ in pairs]}")
-    return max(float((a - b).abs().max()) for a, b in pairs) / max(float(b.abs().max()) for _, b in pairs)
-
-
 # --- rows -------------------------------------------------------------------------------------------------------------
-
-
-def _draw(seed: int, *shape: int, dtype: torch.dtype, device: str) -> Tensor:
-    """The same numbers in every dtype."""
-    numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return numbers.to(device, dtype)
 
 
 def _product(name: str, count: int, channels: int, device: str) -> Row:
     def build(library: str, dtype: torch.dtype) -> tuple[Work, Sequence[Tensor]]:
-        x, y = (_draw(seed, count, channels, 16, dtype=dtype, device=device) for seed in (0, 1))
+        own = torch.empty(0, dtype=dtype, device=device)
+        x, y = (draw(seed, count, channels, 16, like=own) for seed in (0, 1))
         if library == "dense":
             return lambda: [dense_product(name, x, y)], [x, y]
         multiply = PGA.join if name == "join" else PGA.geometric_product
@@ -228,7 +160,8 @@ def _product(name: str, count: int, channels: int, device: str) -> Row:
 
 def _lorentz_product(count: int, channels: int, device: str) -> Row:
     def build(library: str, dtype: torch.dtype) -> tuple[Work, Sequence[Tensor]]:
-        x, y = (_draw(seed, count, channels, 16, dtype=dtype, device=device) for seed in (0, 1))
+        own = torch.empty(0, dtype=dtype, device=device)
+        x, y = (draw(seed, count, channels, 16, like=own) for seed in (0, 1))
         table = STA.table("geometric").to(x)
         multiply = {
             "geom": lambda: STA.geometric_product,
@@ -246,8 +179,7 @@ def _layer(count: int, channels: int, device: str) -> Row:
     def build(library: str, dtype: torch.dtype) -> tuple[Work, Sequence[Tensor]]:
         layer = EquiLinear(channels, channels, scalars, scalars, generator=torch.Generator().manual_seed(0))
         layer = layer.to(device, dtype)
-        x = _draw(0, count, channels, 16, dtype=dtype, device=device)
-        s = _draw(1, count, scalars, dtype=dtype, device=device)
+        x, s = draw(0, count, channels, 16, like=layer.weight), draw(1, count, scalars, like=layer.weight)
         weights = dict(layer.named_parameters())
         leaves = [x, s, *weights.values()]
         return (lambda: layer(x, s)) if library == "geom" else (lambda: dense_layer(weights, "", x, s)), leaves
@@ -258,9 +190,10 @@ def _layer(count: int, channels: int, device: str) -> Row:
 def _cloud(net: Net, dtype: torch.dtype, device: str) -> tuple[GATr, Tensor, Tensor]:
     """A net, and multivectors that are a point and a plane through it."""
     made = GATr(2, 1, 1, 1, plan=net.plan, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    points, normals = (_draw(seed, net.clouds, net.items, 3, dtype=torch.float64, device=device) for seed in (0, 1))
+    own = torch.empty(0, dtype=dtype, device=device)
+    points, normals = (draw(seed, net.clouds, net.items, 3, like=own.double()) for seed in (0, 1))
     x = torch.stack([embed_point(points), embed_plane(normals, points)], -2).to(dtype)
-    return made, x, _draw(2, net.clouds, net.items, 1, dtype=dtype, device=device)
+    return made, x, draw(2, net.clouds, net.items, 1, like=own)
 
 
 def _either(library: str, made: GATr) -> tuple[Callable[..., Any], list[Tensor]]:
@@ -277,7 +210,7 @@ def _net(net: Net, device: str) -> Row:
         run, weights = _either(library, made)
         return lambda: run(x, s), weights
 
-    return Row(f"GATr {net.name}", ("geom", "dense"), build, "dense")
+    return Row(f"GATr {net.name}", ("geom", "dense"), build, "dense", together=True)
 
 
 def _lorentz_net(net: Net, device: str) -> Row:
@@ -313,7 +246,7 @@ def _ragged(name: str, lengths: Sequence[int], plan: GATrPlan, device: str) -> R
         how = {"mask": there[:, None, None, :], "reference": reference}
         return lambda: [z[there] for z in run(padded, scalars, **how)], weights
 
-    return Row(f"ragged, {name}", ("geom", "geom padded", "dense"), build, "dense loop")
+    return Row(f"ragged, {name}", ("geom", "geom padded", "dense"), build, "dense loop", together=True)
 
 
 def _tuple_layer(rank: int, multivector: bool, dtype: torch.dtype, device: str) -> PointAttention:
@@ -328,9 +261,9 @@ def _tuple_layer(rank: int, multivector: bool, dtype: torch.dtype, device: str) 
 def _tuples(clouds: int, count: int, rank: int, device: str, multivector: bool = False) -> Row:
     def build(library: str, dtype: torch.dtype) -> tuple[Work, Sequence[Tensor]]:
         layer = _tuple_layer(rank, multivector, dtype, device)
-        points = _draw(0, clouds, count, 3, dtype=dtype, device=device)
+        own = torch.empty(0, dtype=dtype, device=device)
+        points, values = draw(0, clouds, count, 3, like=own), draw(1, clouds, count, 32, like=own)
         points = nn.functional.pad(points, (1, 4)) if multivector else points
-        values = _draw(1, clouds, count, 32, dtype=dtype, device=device)
         if library == "geom":
             return lambda: [layer(points, values)], [points, values, *layer.parameters()]
         peer = tuple_attention(layer)
@@ -339,7 +272,7 @@ def _tuples(clouds: int, count: int, rank: int, device: str, multivector: bool =
         return lambda: [peer((points, values))], leaves
 
     title = f"{'multivector' if multivector else 'vector'} tuples, rank {rank}, b{clouds} n{count}"
-    return Row(title, ("geom", "geometric-algebra-attention"), build, "geom", 5)
+    return Row(title, ("geom", "geometric-algebra-attention"), build, "geom", 5, together=True)
 
 
 # --- what is not timed ------------------------------------------------------------------------------------------------
@@ -374,7 +307,7 @@ def _kept(request: Request, installed: Sequence[str]) -> list[Contender]:
     device, found = request.device, []
 
     def add(method: str, library: str, work: Callable[[], dict[str, float]]) -> None:
-        found.append(Contender(library, f"{method}:", lambda seed: work, lambda output, seed: output))
+        found.append(untimed(library, f"{method}:", work))
 
     def of_net(net: Net, library: str) -> dict[str, float]:
         made, x, s = _cloud(net, torch.float32, device)
@@ -384,8 +317,8 @@ def _kept(request: Request, installed: Sequence[str]) -> list[Contender]:
 
     def of_tuples(size: tuple[int, int, int], library: str) -> dict[str, float]:
         layer = _tuple_layer(size[2], False, torch.float32, device)
-        points = _draw(0, *size[:2], 3, dtype=torch.float32, device=device).requires_grad_()
-        values = _draw(1, *size[:2], 32, dtype=torch.float32, device=device).requires_grad_()
+        own = torch.empty(0, device=device)
+        points, values = (draw(seed, *size[:2], width, like=own).requires_grad_() for seed, width in ((0, 3), (1, 32)))
         if library == "geom":
             return {"MB": kept_bytes(lambda: layer(points, values), list(layer.parameters())) / 1e6}
         peer = tuple_attention(layer)
@@ -405,27 +338,19 @@ def _published(request: Request) -> list[Contender]:
     """The dense net beside the published code's figures, at this run's speed of matrix products."""
 
     def work(net: Net) -> dict[str, float]:
-        matrix = _draw(0, *[128 if request.quick else 1024] * 2, dtype=torch.float32, device="cpu")
-        runs = [lambda: matrix @ matrix]
-        runs += [_net(net, "cpu").work("dense", torch.float32, gradient) for gradient in (False, True)]
-        least = [float("inf")] * 3
-        for _ in range(1 if request.quick else 3):
-            for k, run in enumerate(runs):
-                for _ in range(1 if k else 5):
-                    begin = time.process_time()
-                    run()
-                    least[k] = min(least[k], time.process_time() - begin)
-        speed = 2e-9 * len(matrix) ** 3 / least[0]
+        size, rounds = (128, 1) if request.quick else (1024, 3)
+        matrix = draw(0, size, size, like=torch.empty(0))
+        passes = [_net(net, "cpu").work("dense", torch.float32, gradient) for gradient in (False, True)]
+        product, *took = (x for x, _ in least([lambda: [matrix @ matrix for _ in range(5)], *passes], rounds))
+        speed = 5 * 2e-9 * size**3 / product
         figures = [x * _GIGAFLOPS / speed for x in net.published]
         return {
             "GF_s": speed,
-            "forward_ms": 1e3 * least[1],
+            "forward_ms": 1e3 * took[0],
             "published_forward_ms": figures[0],
-            "gradient_ms": 1e3 * least[2],
+            "gradient_ms": 1e3 * took[1],
             "published_gradient_ms": figures[1],
         }
 
-    return [
-        Contender("dense", f"GATr {net.name}:", lambda seed, net=net: lambda: work(net), lambda output, seed: output)
-        for net in (_SMALL if request.quick else NETS)
-    ]
+    nets = _SMALL if request.quick else NETS
+    return [untimed("dense", f"GATr {net.name}:", lambda net=net: work(net)) for net in nets]

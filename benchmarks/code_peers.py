@@ -4,19 +4,19 @@ The torch forms are written from the definitions (Skilling 2004 for Hilbert): Hi
 bits, Morton looks bytes up in tables of 256, the traverse is arithmetic.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.rows import Library, Operation
+
 __all__ = [
     "BITS",
     "ORDERS",
     "Given",
-    "Library",
-    "Operation",
     "geom",
     "hilbert_decode",
     "hilbert_encode",
@@ -34,7 +34,7 @@ ORDERS = ("morton", "hilbert", "morton-transposed", "hilbert-transposed")
 
 class Given(NamedTuple):
     """`cells` (N, 3) int64 of `BITS` bits; their codes (N,) by Morton, Hilbert and traverse; `points` (M, 3) float32,
-    metres, and the edge of the cells they are put in order by."""
+    metres, and the edge of the cells they are put in order by. Operations are read as integer tensors."""
 
     cells: Tensor
     morton: Tensor
@@ -42,16 +42,6 @@ class Given(NamedTuple):
     traverse: Tensor
     points: Tensor
     edge: float
-
-
-class Operation(NamedTuple):
-    """`call()` is timed; `read` makes of its result an integer tensor."""
-
-    call: Callable[[], Any]
-    read: Callable[[Any], Tensor] = torch.Tensor.cpu
-
-
-Library = dict[str, Operation]
 
 
 def geom(given: Given, device: str) -> Library:
@@ -67,7 +57,7 @@ def geom(given: Given, device: str) -> Library:
         "Hilbert, decode": Operation(lambda: decode(hilbert, order="hilbert", bits=BITS)),
         "four orders": Operation(
             lambda: serialize(points, order=ORDERS, grid_size=given.edge),
-            lambda found: torch.stack([found.order, found.inverse]).cpu(),
+            lambda found: torch.stack([found.order, found.inverse]),
         ),
     }
 
@@ -102,7 +92,7 @@ def torch_bits(given: Given, device: str) -> Library:
         "traverse, decode": Operation(lambda: traverse_decode(traverse, BITS)),
         "Morton, decode": Operation(lambda: morton_decode(morton, BITS)),
         "Hilbert, decode": Operation(lambda: hilbert_decode(hilbert, BITS)),
-        "four orders": Operation(four_orders, lambda found: torch.stack(found).cpu()),
+        "four orders": Operation(four_orders, torch.stack),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-__all__ = ["PAUSE", "Case", "Contender", "Moment", "Plan", "Sample", "Series", "measure", "now"]
+__all__ = ["PAUSE", "Case", "Contender", "Moment", "Plan", "Sample", "Series", "least", "measure", "now"]
 
 PAUSE = 0.01  # seconds in which the worker threads of the contender before stop spinning
 
@@ -122,6 +122,28 @@ def measure(
                 samples[i].append(sample)
     series = [Series(case.name, case.contenders[i].library, case.contenders[i].method, s) for i, s in samples.items()]
     return series, notes
+
+
+def least(
+    works: Sequence[Callable[[], Any]],
+    rounds: int,
+    *,
+    clock: Callable[[], float] = time.process_time,
+    finish: Callable[[], None] = lambda: None,
+) -> list[tuple[float, Any]]:
+    """Seconds of the quickest run of each work, and what its last one gave; in every round one after the other.
+
+    Args: as for `measure`.
+    """
+    found: list[tuple[float, Any]] = [(float("inf"), None)] * len(works)
+    for _ in range(rounds):
+        for i, work in enumerate(works):
+            time.sleep(PAUSE)
+            begin = clock()
+            output = work()
+            finish()
+            found[i] = min(found[i][0], clock() - begin), output
+    return found
 
 
 def _run(

@@ -1,36 +1,29 @@
 """Geodesics, Laplacians, distances and samples in geom and its peers, each on its own types."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Given", "Library", "Operation", "geom", "libigl", "open3d", "potpourri3d", "trimesh"]
+from benchmarks.rows import Library, Operation
+
+__all__ = ["Given", "geom", "libigl", "open3d", "potpourri3d", "trimesh"]
 
 Array = NDArray[np.float64]
 
 
 class Given(NamedTuple):
     """A closed surface, vertices (V, 3) float64 and faces (F, 3) int64; float32 `points` (N, 3) around it; vertices
-    `sources` (S,), each a source of its own; how many `samples` are drawn."""
+    `sources` (S,), each a source of its own; how many `samples` are drawn.
+
+    Operations are read as distances (S, V), a sparse matrix with positive diagonal, distances (N,) or samples (n, 3).
+    """
 
     vertices: Array
     faces: NDArray[np.int64]
     points: NDArray[np.float32]
     sources: NDArray[np.int64]
     samples: int
-
-
-class Operation(NamedTuple):
-    """`call()` is timed; `read` makes of its result what is scored: distances (S, V), a sparse matrix with positive
-    diagonal, distances (N,) or samples (n, 3)."""
-
-    call: Callable[[], Any]
-    read: Callable[[Any], Any] = np.asarray
-
-
-Library = dict[str, Operation]
 
 
 def geom(given: Given, threads: int, device: str) -> Library:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from benchmarks.given import choose, read_surfaces
 from benchmarks.harness import Case, Contender
-from benchmarks.mesh_peers import Array, Given, Operation, geom, libigl, open3d, potpourri3d, trimesh
+from benchmarks.mesh_peers import Array, Given, geom, libigl, open3d, potpourri3d, trimesh
 from benchmarks.part import Request, installed
 from benchmarks.report import BEST_PEER
+from benchmarks.rows import contenders, untimed
 
 __all__ = ["NOTES", "REFERENCE", "arcs", "cases", "cotangents", "draw", "inputs", "make_sphere", "score", "truths"]
 
@@ -60,11 +61,9 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
                 continue
             surface = make_sphere(3 if request.quick else 5) if name == _SPHERE else surfaces[name]
             given = draw(*surface, request.quick)
-            truth, contenders = truths(given, name == _SPHERE), []
-            for library, start in found:
-                operations = start(given, threads, request.device)
-                contenders += [_contender(library, method, operations[method], truth) for method in operations]
-            yield Case(name, contenders, f"{len(given.vertices):,} vertices, {len(given.faces):,} faces")
+            libraries = [(library, start(given, threads, request.device)) for library, start in found]
+            rows = contenders(libraries, score, truths(given, name == _SPHERE))
+            yield Case(name, rows, f"{len(given.vertices):,} vertices, {len(given.faces):,} faces")
 
     return len(chosen), make(), missing
 
@@ -92,6 +91,8 @@ def truths(given: Given, sphere: bool) -> Callable[[str], Any]:
 
     @cache
     def truth(method: str) -> Any:
+        if method == "geodesics, factors":
+            return None
         if method.startswith(_GEODESICS):
             sources = given.sources[:1] if method == "geodesics, one" else given.sources
             return arcs(given.vertices, sources) if sphere else _exact_geodesics(given, sources)
@@ -151,17 +152,6 @@ def _signed_distance(given: Given) -> Array:
     return signed_distance(points, mesh, backend="torch").numpy()
 
 
-def _contender(library: str, method: str, operation: Operation, truth: Callable[[str], Any]) -> Contender:
-    scores: dict[str, float] = {}
-
-    def judge(output: Any, seed: int) -> dict[str, float]:
-        if not scores and method != "geodesics, factors":  # every round gives the same
-            scores.update(score(method, operation.read(output), truth(method)))
-        return scores
-
-    return Contender(library, method, lambda seed: operation.call, judge)
-
-
 def score(method: str, found: Any, truth: Any) -> dict[str, float]:
     if truth is None:
         return {}
@@ -181,7 +171,7 @@ def score(method: str, found: Any, truth: Any) -> dict[str, float]:
 def _tetrahedra(surfaces: dict[str, tuple[Array, NDArray[np.int64]]], device: str) -> Case:
     from geom.meshes import Mesh, mass_properties, tetrahedralize
 
-    def contender(name: str) -> Contender:
+    def fill(name: str) -> Contender:
         vertices, faces = (torch.from_numpy(x).to(device) for x in surfaces[name])
 
         def work() -> dict[str, float]:
@@ -192,6 +182,6 @@ def _tetrahedra(surfaces: dict[str, tuple[Array, NDArray[np.int64]]], device: st
             error = float(volume.sum() / enclosed - 1)
             return {"tetrahedra": float(len(volume)), "volume_rel": abs(error), "inverted": float((volume <= 0).sum())}
 
-        return Contender("geom", f"{name},", lambda seed: work, lambda output, seed: output)
+        return untimed("geom", f"{name},", work)
 
-    return Case(_TETRAHEDRA, [contender(name) for name in surfaces], timed=False)
+    return Case(_TETRAHEDRA, [fill(name) for name in surfaces], timed=False)

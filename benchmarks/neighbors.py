@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.harness import Case, Contender
 from benchmarks.pairs import Array, Pair, choose_pairs, first_and_largest, inputs, read_pairs
 from benchmarks.part import Request, installed
+from benchmarks.point_peers import open3d_tensors
 
 __all__ = ["NOTES", "REFERENCE", "cases", "inputs"]
 
@@ -180,8 +181,7 @@ def _open3d_tensor(given: _Input, threads: int, device: str) -> Iterator[Contend
 
     core: Any = o3d.core  # its stubs do not know its overloads
     tensor: Any = o3d.t
-    place = core.Device("CUDA:0" if device == "cuda" and core.cuda.is_available() else "CPU:0")
-    points, queries = (core.Tensor(x, device=place) for x in (given.points, given.queries))
+    points, queries = open3d_tensors(given.points, given.queries, device=device)
     cloud = tensor.geometry.PointCloud(points)
 
     def build() -> Any:

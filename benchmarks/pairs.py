@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.given import data_folder
-from geom.errors import GeomError
+from benchmarks.given import choose, data_folder
 
 __all__ = ["Pair", "Setting", "choose_pairs", "first_and_largest", "inputs", "pose_errors", "read_pairs"]
 
@@ -83,10 +82,7 @@ def _read(name: str, path: Path, setting: Setting, label: str) -> Pair:
 def choose_pairs(pairs: list[Pair], names: tuple[str, ...]) -> list[Pair]:
     """Those of the names. Raises: GeomError for a name that is not there."""
     known = {pair.name: pair for pair in pairs}
-    for name in names:
-        if name not in known:
-            raise GeomError(f"pairs: expected names among {', '.join(known)}; got {name}")
-    return [known[name] for name in names]
+    return [known[name] for name in choose(known, names)]
 
 
 def inputs(names: tuple[str, ...]) -> list[Pair]:

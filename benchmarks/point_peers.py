@@ -1,46 +1,98 @@
 """Neighbours and the Chamfer distance in geom and its peers, each on its own types."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.rows import Library, Operation
+
 __all__ = [
     "CAP",
     "K",
     "Given",
-    "Library",
-    "Operation",
+    "Points",
     "geom",
+    "geom_knn",
     "open3d",
+    "open3d_knn",
+    "open3d_tensors",
     "scipy",
+    "scipy_knn",
     "torch_cdist",
+    "torch_knn",
 ]
 
 K = 16
 CAP = 32  # neighbours of a ball query
 
 
+Points = NDArray[np.float32]
+
+
 class Given(NamedTuple):
     """Float32: the `whole` cloud (N, 3), and parts of it drawn at random, `query` and `points` (M, 3); `radius` of the
     ball query."""
 
-    whole: NDArray[np.float32]
-    query: NDArray[np.float32]
-    points: NDArray[np.float32]
+    whole: Points
+    query: Points
+    points: Points
     radius: float
 
 
-class Operation(NamedTuple):
-    """`call()` is timed; `read` makes of its result what is scored: distances and indices (M, K), numbers of
-    neighbours (M,), or a distance."""
-
-    call: Callable[[], Any]
-    read: Callable[[Any], Any]
+# --- neighbours of `query` among `points`, what searches them built inside -------------------------------------------
 
 
-Library = dict[str, Operation]
+def geom_knn(query: Points, points: Points, device: str) -> Operation:
+    import torch
+
+    from geom.points import knn
+
+    x, y = (torch.from_numpy(z).to(device) for z in (query, points))
+    return Operation(lambda: knn(x, y, K), lambda found: (found.distance.cpu().numpy(), found.index.cpu().numpy()))
+
+
+def scipy_knn(query: Points, points: Points, threads: int) -> Operation:
+    from scipy.spatial import KDTree
+
+    x, y = (z.astype(np.float64) for z in (query, points))
+    return Operation(lambda: KDTree(y).query(x, K, workers=threads))
+
+
+def open3d_knn(query: Points, points: Points, device: str) -> Operation:
+    x, y = open3d_tensors(query, points, device=device)
+    read = lambda found: (np.sqrt(found[1].cpu().numpy()), found[0].cpu().numpy())  # noqa: E731
+    return Operation(lambda: _nearest(x, y, K), read)
+
+
+def torch_knn(query: Points, points: Points, device: str) -> Operation:
+    """What is written where nothing is installed: all distances, then the least of them."""
+    import torch
+
+    x, y = (torch.from_numpy(z).to(device) for z in (query, points))
+    read = lambda found: tuple(z.cpu().numpy() for z in found)  # noqa: E731
+    return Operation(lambda: torch.cdist(x, y).topk(K, largest=False), read)
+
+
+def open3d_tensors(*arrays: Any, device: str) -> list[Any]:
+    """On the GPU where geom is and open3d has one."""
+    import open3d as o3d
+
+    core: Any = o3d.core  # its stubs do not know its overloads
+    place = core.Device("CUDA:0" if device == "cuda" and core.cuda.is_available() else "CPU:0")
+    return [core.Tensor(x, device=place) for x in arrays]
+
+
+def _nearest(x: Any, y: Any, k: int) -> Any:
+    import open3d as o3d
+
+    core: Any = o3d.core
+    tree = core.nns.NearestNeighborSearch(y)
+    tree.knn_index()
+    return tree.knn_search(x, k)
+
+
+# --- all that the benchmark "points" measures: numbers of neighbours (M,) of balls, and a distance --------------------
 
 
 def geom(given: Given, threads: int, device: str) -> Library:
@@ -48,13 +100,12 @@ def geom(given: Given, threads: int, device: str) -> Library:
 
     from geom import points as p
 
-    whole, query, points = (torch.from_numpy(x).to(device) for x in given[:3])
-    near = lambda found: (found.distance.cpu().numpy(), found.index.cpu().numpy())  # noqa: E731
+    query, points = (torch.from_numpy(x).to(device) for x in given[1:3])
     count = lambda found: (found.index >= 0).sum(1).cpu().numpy()  # noqa: E731
 
     return {
-        "knn": Operation(lambda: p.knn(query, points, K), near),
-        "knn, whole": Operation(lambda: p.knn(whole, whole, K), near),
+        "knn": geom_knn(given.query, given.points, device),
+        "knn, whole": geom_knn(given.whole, given.whole, device),
         "ball query": Operation(lambda: p.ball_query(query, points, given.radius, CAP), count),
         "chamfer": Operation(lambda: p.chamfer(query, points), float),
     }
@@ -63,17 +114,15 @@ def geom(given: Given, threads: int, device: str) -> Library:
 def scipy(given: Given, threads: int, device: str) -> Library:
     from scipy.spatial import KDTree
 
-    whole, query, points = (x.astype(np.float64) for x in given[:3])
-
-    def nearest(x: Any, y: Any, k: int) -> Any:
-        return KDTree(y).query(x, k, workers=threads)
+    query, points = (x.astype(np.float64) for x in given[1:3])
 
     def chamfer() -> Any:
-        return (nearest(query, points, 1)[0] ** 2).mean() + (nearest(points, query, 1)[0] ** 2).mean()
+        pairs = ((query, points), (points, query))
+        return sum((KDTree(y).query(x, workers=threads)[0] ** 2).mean() for x, y in pairs)
 
     return {
-        "knn": Operation(lambda: nearest(query, points, K), lambda found: found),
-        "knn, whole": Operation(lambda: nearest(whole, whole, K), lambda found: found),
+        "knn": scipy_knn(given.query, given.points, threads),
+        "knn, whole": scipy_knn(given.whole, given.whole, threads),
         "ball query": Operation(
             lambda: KDTree(points).query_ball_point(query, given.radius, workers=threads, return_sorted=True),
             lambda found: np.minimum([len(x) for x in found], CAP),
@@ -85,17 +134,8 @@ def scipy(given: Given, threads: int, device: str) -> Library:
 def open3d(given: Given, threads: int, device: str) -> Library:
     import open3d as o3d
 
-    core: Any = o3d.core  # its stubs do not know its overloads
-    place = core.Device("CUDA:0" if device == "cuda" and core.cuda.is_available() else "CPU:0")
-    whole, query, points = (core.Tensor(x, device=place) for x in given[:3])
-
-    def nearest(x: Any, y: Any, k: int) -> Any:
-        tree = core.nns.NearestNeighborSearch(y)
-        tree.knn_index()
-        return tree.knn_search(x, k)
-
-    def near(found: Any) -> Any:
-        return np.sqrt(found[1].cpu().numpy()), found[0].cpu().numpy()
+    core: Any = o3d.core
+    query, points = open3d_tensors(given.query, given.points, device=device)
 
     def ball() -> Any:
         tree = core.nns.NearestNeighborSearch(points)
@@ -103,18 +143,17 @@ def open3d(given: Given, threads: int, device: str) -> Library:
         return tree.hybrid_search(query, given.radius, CAP)
 
     def chamfer() -> Any:
-        return sum(nearest(x, y, 1)[1].cpu().numpy().mean() for x, y in ((query, points), (points, query)))
+        return sum(_nearest(x, y, 1)[1].cpu().numpy().mean() for x, y in ((query, points), (points, query)))
 
     return {
-        "knn": Operation(lambda: nearest(query, points, K), near),
-        "knn, whole": Operation(lambda: nearest(whole, whole, K), near),
+        "knn": open3d_knn(given.query, given.points, device),
+        "knn, whole": open3d_knn(given.whole, given.whole, device),
         "ball query": Operation(ball, lambda found: found[2].cpu().numpy()),
         "chamfer": Operation(chamfer, float),
     }
 
 
 def torch_cdist(given: Given, threads: int, device: str) -> Library:
-    """What is written where nothing is installed: all distances, then the least of them."""
     import torch
 
     query, points = (torch.from_numpy(x).to(device) for x in (given.query, given.points))
@@ -129,9 +168,7 @@ def torch_cdist(given: Given, threads: int, device: str) -> Library:
         return distance.amin(1).square().mean() + distance.amin(0).square().mean()
 
     return {
-        "knn": Operation(
-            lambda: torch.cdist(query, points).topk(K, largest=False), lambda x: tuple(y.cpu().numpy() for y in x)
-        ),
+        "knn": torch_knn(given.query, given.points, device),
         "ball query": Operation(ball, lambda found: (found < len(points)).sum(1).cpu().numpy()),
         "chamfer": Operation(chamfer, float),
     }

@@ -1,27 +1,26 @@
 """Neighbours and the Chamfer distance, from raw clouds: geom, scipy, open3d and torch.cdist."""
 
-import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.given import choose, read_scans
-from benchmarks.harness import PAUSE, Case, Contender
+from benchmarks.harness import Case
 from benchmarks.part import Request, installed
 from benchmarks.point_peers import (
     CAP,
     Given,
     K,
-    Operation,
+    Points,
     geom,
     open3d,
     scipy,
     torch_cdist,
 )
 from benchmarks.report import BEST_PEER
+from benchmarks.rows import by_threads, contenders, untimed
 
 __all__ = ["NOTES", "REFERENCE", "cases", "draw", "inputs", "score", "truths"]
 
@@ -63,16 +62,14 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
             if name == _THREADS:
                 yield _by_threads(given.whole, threads)
                 continue
-            truth, contenders = truths(given), []
-            for library, start in found:
-                operations = start(given, threads, request.device)
-                contenders += [_contender(library, method, operations[method], truth) for method in operations]
-            yield Case(name, contenders, f"{len(given.whole):,} points; ball query within {given.radius:.2g}")
+            libraries = [(library, start(given, threads, request.device)) for library, start in found]
+            rows = contenders(libraries, score, truths(given))
+            yield Case(name, rows, f"{len(given.whole):,} points; ball query within {given.radius:.2g}")
 
     return len(chosen), make(), missing
 
 
-def draw(scan: NDArray[np.float32] | None, quick: bool) -> Given:
+def draw(scan: Points | None, quick: bool) -> Given:
     """Of a scan, or of 200,000 points uniform in the unit cube; a tenth of all where it is to be quick."""
     random = np.random.default_rng(0)
     whole = random.random((20_000 if quick else 200_000, 3), dtype=np.float32) if scan is None else scan
@@ -106,17 +103,6 @@ def truths(given: Given) -> Callable[[str], Any]:
     return truth
 
 
-def _contender(library: str, method: str, operation: Operation, truth: Callable[[str], Any]) -> Contender:
-    scores: dict[str, float] = {}
-
-    def judge(output: Any, seed: int) -> dict[str, float]:
-        if not scores:  # every round gives the same
-            scores.update(score(method, operation.read(output), truth(method)))
-        return scores
-
-    return Contender(library, method, lambda seed: operation.call, judge)
-
-
 def score(method: str, found: Any, truth: Any) -> dict[str, float]:
     if method.startswith("knn"):
         (distance, index), (query, points, exact) = found, truth
@@ -128,35 +114,24 @@ def score(method: str, found: Any, truth: Any) -> dict[str, float]:
     return {"error_rel": float(abs(found / truth - 1))}
 
 
-def _by_threads(points: NDArray[np.float32], threads: int) -> Case:
-    """Neighbours of all points on one thread and on all, in turn, within one process; the least of fifteen."""
+def _by_threads(points: Points, threads: int) -> Case:
+    """Neighbours of all points on one thread and on all."""
     import torch
+    from scipy.spatial import KDTree
 
     from geom.points import knn
 
     cloud, exact = torch.from_numpy(points), points.astype(np.float64)
-
-    def geom(count: int) -> None:
-        torch.set_num_threads(count)
-        knn(cloud, cloud, K)
-
-    def scipy(count: int) -> None:
-        from scipy.spatial import KDTree
-
-        KDTree(exact).query(exact, K, workers=count)
-
-    def contender(library: str, search: Callable[[int], None]) -> Contender:
-        def work() -> dict[str, float]:
-            least = {1: float("inf"), threads: float("inf")}
-            for count in [1, threads] * 15:
-                time.sleep(PAUSE)
-                begin = time.perf_counter()
-                search(count)
-                least[count] = min(least[count], 1e3 * (time.perf_counter() - begin))
-            times = {f"wall_ms_on_{count}": took for count, took in least.items()}
-            return {**times, "times_as_fast": least[1] / least[threads]}
-
-        return Contender(library, "knn, whole, by threads:", lambda seed: work, lambda output, seed: output)
-
-    note = f"{len(points):,} uniform points"
-    return Case(_THREADS, [contender("geom", geom), contender("scipy", scipy)], note, timed=False)
+    searches: dict[str, Callable[[int], Any]] = {
+        "geom": lambda count: knn(cloud, cloud, K),
+        "scipy": lambda count: KDTree(exact).query(exact, K, workers=count),
+    }
+    return Case(
+        _THREADS,
+        [
+            untimed(library, "knn, whole, by threads:", lambda search=search: by_threads(search, threads))
+            for library, search in searches.items()
+        ],
+        f"{len(points):,} uniform points",
+        timed=False,
+    )

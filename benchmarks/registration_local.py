@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.harness import Case, Contender
 from benchmarks.pairs import Array, Pair, choose_pairs, first_and_largest, inputs, pose_errors, read_pairs
 from benchmarks.part import Request, installed
+from benchmarks.point_peers import open3d_tensors
 
 __all__ = ["NOTES", "REFERENCE", "cases", "inputs"]
 
@@ -149,8 +150,7 @@ def _open3d_tensor(pair: Pair, threads: int, device: str) -> Iterator[Contender]
     registration: Any = o3d.t.pipelines.registration
     tensor: Any = o3d.t
     core: Any = o3d.core  # its stubs do not know its overloads
-    place = core.Device("CUDA:0" if device == "cuda" and core.cuda.is_available() else "CPU:0")
-    source, target = (tensor.geometry.PointCloud(core.Tensor(x, device=place)) for x in (pair.source, pair.target))
+    source, target = map(tensor.geometry.PointCloud, open3d_tensors(pair.source, pair.target, device=device))
     voxel, reach = pair.setting.voxel, pair.setting.reach
     criteria = registration.ICPConvergenceCriteria(max_iteration=_ITERATIONS)
 

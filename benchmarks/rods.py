@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from benchmarks.given import choose, data_folder
-from benchmarks.harness import PAUSE, Case, Contender
+from benchmarks.harness import Case, Contender, least
 from benchmarks.part import Request, installed
 from benchmarks.report import BEST_PEER, ROOT
 from benchmarks.rod_peers import FRAME, FRAMES, Array, Operation, geom, hanging, pyelastica
+from benchmarks.rows import judged, untimed
 
 __all__ = ["NOTES", "REFERENCE", "Gripped", "cases", "distance", "grip", "inputs", "score_cable", "tree", "truth"]
 
@@ -82,13 +83,7 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
 
 
 def _contender(library: str, method: str, operation: Operation) -> Contender:
-    scores: dict[str, float] = {}
-
-    def judge(output: Any, seed: int) -> dict[str, float]:
-        if not scores:  # every round gives the same
-            scores["error_mm"] = distance(operation.read(output), truth())
-        return scores
-
+    judge = judged(lambda output: {"error_mm": distance(operation.read(output), truth())})
     return Contender(library, method, lambda seed: operation.prepare(), judge, operation.calls)
 
 
@@ -224,7 +219,7 @@ def _measured(name: str, aim: float, make: Callable[[], Run], rounds: int, cuda:
 
     def work() -> dict[str, float]:
         run, count, rod = make()
-        took, position = _least(run, rounds, time.perf_counter if cuda else time.process_time, cuda)
+        took, position = _least(run, rounds, cuda)
         edge = (position - position[..., rod.parent, :])[..., rod.parent >= 0, :].double().norm(dim=-1)
         length = rod.length[rod.parent >= 0].double()
         scores = {"us_per_rod_step": 1e6 * took / count}
@@ -232,20 +227,14 @@ def _measured(name: str, aim: float, make: Callable[[], Run], rounds: int, cuda:
             scores["aim_us"] = aim
         return {**scores, "edge_error_rel": float((edge / length - 1).abs().max())}
 
-    return Contender("geom", name + ":", lambda seed: work, lambda output, seed: output)
+    return untimed("geom", f"{name}:", work)
 
 
-def _least(run: Callable[[], Any], rounds: int, clock: Callable[[], float], cuda: bool = False) -> tuple[float, Any]:
-    """Seconds, and what the last run gave; the first run is not counted."""
-    took, found = float("inf"), run()
-    for _ in range(rounds):
-        time.sleep(PAUSE)
-        begin = clock()
-        found = run()
-        if cuda:
-            torch.cuda.synchronize()
-        took = min(took, clock() - begin)
-    return took, found
+def _least(run: Callable[[], Any], rounds: int, cuda: bool, *, wall: bool = False) -> tuple[float, Any]:
+    """Seconds, CPU time unless told otherwise, and what the last run gave; the first run is not counted."""
+    run()
+    clock = time.perf_counter if wall or cuda else time.process_time
+    return least([run], rounds, clock=clock, finish=torch.cuda.synchronize if cuda else lambda: None)[0]
 
 
 def _all_cores(device: str, threads: int, rounds: int) -> Contender:
@@ -254,10 +243,10 @@ def _all_cores(device: str, threads: int, rounds: int) -> Contender:
     def work() -> dict[str, float]:
         g = grip(13, 20, device, (_MANY,))
         run = lambda: rollout(g.rod, g.state, targets=g.targets, **g.how()).end.position  # noqa: E731
-        took, _ = _least(run, rounds, time.perf_counter, device == "cuda")
+        took, _ = _least(run, rounds, device == "cuda", wall=True)
         return {"wall_ms_per_step": 1e3 * took / 20, "aim_ms": 1e3 * FRAME, "threads": threads}
 
-    return Contender("geom", f"{_MANY:,} rods of 13 nodes:", lambda seed: work, lambda output, seed: output)
+    return untimed("geom", f"{_MANY:,} rods of 13 nodes:", work)
 
 
 def _clips() -> list[Contender]:
@@ -267,7 +256,7 @@ def _clips() -> list[Contender]:
         for kind, grip in (("", None), ("_mid_clamp", 2)):
             for clips in (data_folder() / "rods").glob(f"*_{params.stem}{kind}_train.npz"):
                 name, work = params.stem + kind.replace("_", " "), score_cable(params, clips, grip)
-                found.append(Contender("geom", f"{name}:", lambda seed, w=work: w, lambda output, seed: output))
+                found.append(untimed("geom", f"{name}:", work))
     return found
 
 

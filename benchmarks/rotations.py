@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.given import choose
 from benchmarks.harness import Case, Contender
 from benchmarks.part import Request, installed
 from benchmarks.report import BEST_PEER
 from benchmarks.rotation_peers import Given, Library, formulas, geom, pypose, roma, scipy, textbook
-from geom.errors import GeomError
+from benchmarks.rows import judged, untimed
 
 __all__ = ["NOTES", "REFERENCE", "cases", "draw", "inputs", "rotations_of", "round_trip_errors", "wrong_ways"]
 
@@ -51,10 +52,7 @@ _LIBRARIES = [
 
 def inputs(names: tuple[str, ...]) -> list[str]:
     """The cases of these names. Raises: GeomError for a name that is not there."""
-    for name in names:
-        if name not in (*_SIZES, _ACCURACY):
-            raise GeomError(f"inputs: expected names among {', '.join((*_SIZES, _ACCURACY))}; got {name}")
-    return list(names)
+    return choose([*_SIZES, _ACCURACY], names)
 
 
 def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str]]:
@@ -122,20 +120,17 @@ def _speed(name: str, libraries: dict[str, Library], request: Request) -> Case:
 
     def contender(library: str, method: str) -> Contender:
         operation = libraries[library][method]
-        scores: dict[str, float] = {}
 
         def start(seed: int) -> Callable[[], Any]:
             operands = operation.prepare(placed)
             return lambda: operation.call(*operands)
 
-        def score(output: Any, seed: int) -> dict[str, float]:
-            if not scores:  # every round gives the same
-                found = operation.read(output).detach().double().cpu()
-                found = known["Euler to matrix"].call(found) if method == "matrix to Euler" else found
-                scores["error_abs"] = _error(found, truth(method))
-            return scores
+        def judge(output: Any) -> dict[str, float]:
+            found = operation.read(output).detach().double().cpu()
+            found = known["Euler to matrix"].call(found) if method == "matrix to Euler" else found
+            return {"error_abs": _error(found, truth(method))}
 
-        return Contender(library, method, start, score, calls)
+        return Contender(library, method, start, judged(judge), calls)
 
     return Case(
         name, [contender(library, method) for method in known for library in libraries if method in libraries[library]]
@@ -163,7 +158,7 @@ def _accuracy(libraries: dict[str, Library], pairs: int) -> Case:
                             scores[f"{path}_gradient_{kind}"] = gradient
             return {**scores, "wrong_slerps": wrong_ways(library, pairs)}
 
-        return Contender(name, "log(exp)", lambda seed: work, lambda output, seed: output)
+        return untimed(name, "log(exp)", work)
 
     everyone = {**libraries, "trace and acos": textbook()}
     note = f"{pairs} uniform pairs for slerp"

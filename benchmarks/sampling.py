@@ -6,14 +6,14 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.given import choose, read_scans
-from benchmarks.harness import Case, Contender
+from benchmarks.harness import Case
 from benchmarks.part import Request, installed
-from benchmarks.point_peers import K, Library, Operation
+from benchmarks.point_peers import K, Points, geom_knn, open3d_knn, scipy_knn, torch_knn
 from benchmarks.points import score as score_neighbors
 from benchmarks.report import BEST_PEER
+from benchmarks.rows import Library, Operation, contenders
 
 __all__ = ["LIBRARIES", "NOTES", "REFERENCE", "brute_force", "cases", "inputs", "prepare", "score", "truths"]
 
@@ -38,14 +38,12 @@ _NEIGHBORS = [1_024, 24_576, 200_000]
 _FEW, _MANY = 1_024, 100_000  # points up to which torch's cdist is measured, and below which slow samplers are
 _SHORT = 2_048  # points up to which one call is too short for the clock
 
-Array = NDArray[np.float32]
-
 
 class Given(NamedTuple):
     """`draw(n)`: the cloud (n, 3) of a row; `farthest`: points, samples and the height of fpsample's tree; `neighbors`:
     points."""
 
-    draw: Callable[[int], Array]
+    draw: Callable[[int], Points]
     farthest: Sequence[tuple[int, int, int]]
     neighbors: Sequence[int]
 
@@ -63,16 +61,13 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
     def make() -> Iterator[Case]:
         for name in chosen:
             given = prepare(scans.get(name), request.quick)
-            truth, contenders = truths(given), []
-            for library, start in found:
-                operations = start(given, threads, request.device)
-                contenders += [_contender(library, method, operations[method], truth) for method in operations]
-            yield Case(name, contenders)
+            libraries = [(library, start(given, threads, request.device)) for library, start in found]
+            yield Case(name, contenders(libraries, score, truths(given), _calls))
 
     return len(chosen), make(), missing
 
 
-def prepare(scan: Array | None, quick: bool) -> Given:
+def prepare(scan: Points | None, quick: bool) -> Given:
     """Of a scan, farthest points alone, or of the sphere; the least size where it is to be quick."""
     few = 1 if quick else None
     if scan is None:
@@ -81,21 +76,9 @@ def prepare(scan: Array | None, quick: bool) -> Given:
     return Given(lambda count: mixed[:count], [size for size in _FARTHEST[:few] if size[0] <= len(scan)], [])
 
 
-def _sphere(count: int) -> Array:
+def _sphere(count: int) -> Points:
     x = np.random.default_rng(0).standard_normal((count, 3))
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-def _contender(library: str, method: str, operation: Operation, truth: Callable[[str], Any]) -> Contender:
-    scores: dict[str, float] = {}
-
-    def judge(output: Any, seed: int) -> dict[str, float]:
-        if not scores:  # every round gives the same
-            scores.update(score(method, operation.read(output), truth(method)))
-        return scores
-
-    calls = 20 if method.startswith("farthest") and _points_of(method) <= _SHORT else 1
-    return Contender(library, method, lambda seed: operation.call, judge, calls)
 
 
 def score(method: str, found: Any, truth: Any) -> dict[str, float]:
@@ -104,6 +87,10 @@ def score(method: str, found: Any, truth: Any) -> dict[str, float]:
         return score_neighbors(method, found, truth)
     missed = set(map(bytes, truth(len(found), found[0].tobytes()))) - set(map(bytes, found))
     return {"wrong": float(len(missed))}
+
+
+def _calls(method: str) -> int:
+    return 20 if _points_of(method) <= _SHORT else 1
 
 
 def _points_of(method: str) -> int:
@@ -128,7 +115,7 @@ def truths(given: Given) -> Callable[[str], Any]:
     return truth
 
 
-def brute_force(points: Array, count: int, first: Array) -> Array:
+def brute_force(points: Points, count: int, first: Points) -> Points:
     """Farthest points from `first`, one of the points, on, each next against all; squares summed x first."""
     sample = int(np.flatnonzero((points == first).all(1))[0])
     x, y, z = np.ascontiguousarray(points.T)
@@ -162,18 +149,13 @@ def _library(
 def _geom(given: Given, threads: int, device: str) -> Library:
     import torch
 
-    from geom.points import farthest_point_sample, knn
+    from geom.points import farthest_point_sample
 
     def sample(n: int, m: int, height: int) -> Operation:
         x = torch.from_numpy(given.draw(n)).to(device)
         return Operation(lambda: farthest_point_sample(x, m), lambda index: x[index].cpu().numpy())
 
-    def search(n: int) -> Operation:
-        x = torch.from_numpy(given.draw(n)).to(device)
-        read = lambda found: (found.distance.cpu().numpy(), found.index.cpu().numpy())  # noqa: E731
-        return Operation(lambda: knn(x, x, K), read)
-
-    return _library(given, sample, search)
+    return _library(given, sample, lambda n: geom_knn(given.draw(n), given.draw(n), device))
 
 
 def _fpsample(given: Given, threads: int, device: str, *, buckets: bool) -> Library:
@@ -190,38 +172,18 @@ def _fpsample(given: Given, threads: int, device: str, *, buckets: bool) -> Libr
 
 
 def _scipy(given: Given, threads: int, device: str) -> Library:
-    from scipy.spatial import KDTree
-
-    def search(n: int) -> Operation:
-        x = given.draw(n).astype(np.float64)
-        return Operation(lambda: KDTree(x).query(x, K, workers=threads), lambda found: found)
-
-    return _library(given, None, search)
+    return _library(given, None, lambda n: scipy_knn(given.draw(n), given.draw(n), threads))
 
 
 def _open3d(given: Given, threads: int, device: str) -> Library:
     import open3d as o3d
 
-    core: Any = o3d.core  # its stubs do not know its overloads
-    place = core.Device("CUDA:0" if device == "cuda" and core.cuda.is_available() else "CPU:0")
-
     def sample(n: int, m: int, height: int) -> Operation:
-        cloud = o3d.geometry.PointCloud(
-            o3d.utility.Vector3dVector(given.draw(n))
-        )  # its tensors take a hundred times as long
+        points = o3d.utility.Vector3dVector(given.draw(n))
+        cloud = o3d.geometry.PointCloud(points)  # its tensors take a hundred times as long
         return Operation(lambda: cloud.farthest_point_down_sample(m), lambda found: np.float32(found.points))
 
-    def search(n: int) -> Operation:
-        x = core.Tensor(given.draw(n), device=place)
-
-        def nearest() -> Any:
-            tree = core.nns.NearestNeighborSearch(x)
-            tree.knn_index()
-            return tree.knn_search(x, K)
-
-        return Operation(nearest, lambda found: (np.sqrt(found[1].cpu().numpy()), found[0].cpu().numpy()))
-
-    return _library(given, sample, search)
+    return _library(given, sample, lambda n: open3d_knn(given.draw(n), given.draw(n), device))
 
 
 def _torch(given: Given, threads: int, device: str) -> Library:
@@ -240,11 +202,7 @@ def _torch(given: Given, threads: int, device: str) -> Library:
         x = torch.from_numpy(given.draw(n)).to(device)
         return Operation(lambda: farthest(x, m), lambda index: x[index].cpu().numpy())
 
-    def search(n: int) -> Operation:
-        x = torch.from_numpy(given.draw(n)).to(device)
-        read = lambda found: tuple(y.cpu().numpy() for y in found)  # noqa: E731
-        return Operation(lambda: torch.cdist(x, x).topk(K, largest=False), read)
-
+    search = lambda n: torch_knn(given.draw(n), given.draw(n), device)  # noqa: E731
     return _library(given, sample, search, (_MANY - 1, _FEW))
 
 

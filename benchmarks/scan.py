@@ -1,11 +1,11 @@
-"""Selective scans, mixers made of them, linear attention, the delta rule and causal convolutions: geom, mambapy, and
-torch without kernels; the memory that scans take, and what a second thread brings."""
+"""Selective scans, mixers and a network made of them, linear attention, the delta rule and causal convolutions: geom,
+mambapy, and torch without kernels; the memory that scans take, and what a second thread brings."""
 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from benchmarks.given import choose
 from benchmarks.harness import PAUSE, Case, Contender
 from benchmarks.part import Request, installed
 from benchmarks.report import BEST_PEER
+from benchmarks.rows import Row, Work, case_of, draw
 from benchmarks.scan_peers import (
     SCANS,
+    by_mambapy,
     chunked_attention,
     chunked_delta_rule,
     convolve,
@@ -25,8 +27,9 @@ from benchmarks.scan_peers import (
     mambapy_mixer,
 )
 from geom.sequence import Mamba, causal_convolution, delta_rule, linear_attention, selective_scan
+from geom.sequence.point_cloud_mamba import PCM_TINY, PointCloudMamba, PointCloudMambaPlan
 
-__all__ = ["GROUPS", "NOTES", "REFERENCE", "Row", "cases", "error_of", "extra_bytes", "inputs", "rows_of"]
+__all__ = ["GROUPS", "NOTES", "REFERENCE", "cases", "extra_bytes", "inputs", "rows_of"]
 
 REFERENCE = BEST_PEER
 NOTES = [
@@ -42,52 +45,18 @@ NOTES = [
     "attention all pairs of 64 tokens, of 16 where it is gated; of the delta rule a triangular system for 64",
     "Mamba mixer: 192 channels, 384 inside; ragged: 8 clouds of 64 to 1,024 tokens, geom with offsets, mambapy padded "
     "to the longest; attention: 4 heads of 48 features; convolution: 4 taps, torch's conv1d as Mamba's code calls it",
+    "PCM-Tiny: the classifier, of 8 clouds of 1,024 points; mambapy: geom's, but for its six mixers of two directions",
     "extra memory: the most that a call holds at once beyond its operands, its results included; share: of mambapy's",
     "aims against mambapy: scans 20 and, with gradient, 12 times as fast for the first and third size, 10 and 8 for "
-    "the second; 5 % of its memory; two threads 1.7 times as fast as one",
+    "the second, or 8 and 40 ns a token and channel; 5 % of its memory; two threads 1.7 times as fast as one; PCM-Tiny "
+    "1.5 s of wall time on two threads, and 5 times as fast",
 ]
-GROUPS = ("scan", "mixer", "attention", "convolution")
+GROUPS = ("scan", "mixer", "network", "attention", "convolution")
 _ROWS, _MEMORY, _THREADS = "sequences", "extra memory", "threads"
 _PACKAGES = {"mambapy": "mambapy"}
 _STATES = 16
 _SIZES = [(1, 1024, 768), (1, 4096, 128), (1, 16384, 128)]  # batches, tokens, channels
 _SMALL = [(1, 100, 16)]
-
-Forward = Callable[[], Tensor]
-Work = Callable[[], Sequence[Tensor]]
-
-
-class Row(NamedTuple):
-    """What libraries do: `build(library, dtype)` gives what computes, and what to differentiate it in.
-
-    `exact`: whose float64 is right. geom works `calls` times a run.
-    """
-
-    method: str
-    libraries: Sequence[str]
-    build: Callable[[str, torch.dtype], tuple[Forward, Sequence[Tensor]]]
-    exact: str
-    calls: int = 1
-
-    def work(self, library: str, dtype: torch.dtype, gradient: bool) -> Work:
-        """Forward, or the result and the gradients for a given one of it."""
-        forward, leaves = self.build(library, dtype)
-
-        def alone() -> Sequence[Tensor]:
-            with torch.no_grad():
-                return [forward()]
-
-        def both() -> Sequence[Tensor]:
-            out = forward()
-            return [out.detach(), *torch.autograd.grad(out, leaves, given)]
-
-        if not gradient:
-            return alone
-        for leaf in leaves:
-            leaf.requires_grad_()
-        (out,) = alone()
-        given = torch.empty_like(out).copy_(_draw(9, *out.shape, like=out))  # in memory like the result
-        return both
 
 
 def inputs(names: tuple[str, ...]) -> list[str]:
@@ -99,7 +68,7 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
     chosen = inputs(request.inputs) or [*GROUPS, _MEMORY, _THREADS]
     on_cpu = request.device == "cpu"
     if on_cpu and request.clock != "cpu":  # what says something new with this number of threads
-        chosen = [name for name in chosen if name in ("mixer", _THREADS)]
+        chosen = [name for name in chosen if name in ("mixer", "network", _THREADS)]
     if threads == 1 or not on_cpu:
         chosen = [name for name in chosen if name != _THREADS]
     found, missing = installed(list(_PACKAGES.items()))
@@ -108,8 +77,7 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
     def make() -> Iterator[Case]:
         if groups:
             rows = [row for name in groups for row in rows_of(name, request.device, request.quick)]
-            pairs = [(row, gradient) for row in rows for gradient in (False, True)]
-            yield Case(_ROWS, [x for pair in pairs for x in _contenders(*pair, found, request.quick)])
+            yield case_of(_ROWS, rows, set(_PACKAGES.values()).difference(found), request.quick)
         if _MEMORY in chosen:
             yield Case(_MEMORY, _memory(request, found), timed=False)
         if _THREADS in chosen:
@@ -126,6 +94,9 @@ def rows_of(group: str, device: str, quick: bool) -> list[Row]:
         batches, tokens, width = (2, 50, 16) if quick else (2, 1024, 192)
         lengths = [5, 50] if quick else [round(64 + 960 * k / 7) for k in range(8)]
         return [_mixer(batches, tokens, width, device), _ragged(lengths, width, device)]
+    if group == "network":
+        plan = PointCloudMambaPlan(width=16, blocks=(1,), orders=("xyz",), expansion=(1,), reduce=(2,))
+        return [_network(2, 50, plan, device) if quick else _network(8, 1024, PCM_TINY, device)]
     if group == "attention":
         size = (2, 100, 2, 8) if quick else (2, 1024, 4, 48)
         return [_attention(name, *size, device) for name in ("linear attention", "gated attention", "delta rule")]
@@ -133,54 +104,15 @@ def rows_of(group: str, device: str, quick: bool) -> list[Row]:
     return [_convolution(*size, device) for size in sizes]
 
 
-def _contenders(row: Row, gradient: bool, installed: Sequence[str], quick: bool) -> list[Contender]:
-    """Nothing is made before it runs."""
-
-    @cache
-    def right() -> Sequence[Tensor]:
-        return row.work(row.exact, torch.float64, gradient)()
-
-    def contender(library: str) -> Contender:
-        work = cache(lambda: row.work(library, torch.float32, gradient))
-        scores: dict[str, float] = {}
-
-        def judge(output: Sequence[Tensor], seed: int) -> dict[str, float]:
-            if not scores:  # every round gives the same
-                scores["error_rel"] = error_of(output, right())
-            return scores
-
-        calls = row.calls if library == "geom" and not quick else 1
-        method = row.method + ", with gradient" * gradient
-        return Contender(library, method, lambda seed: work(), judge, calls)
-
-    return [contender(name) for name in row.libraries if name in installed or name not in _PACKAGES.values()]
-
-
-def error_of(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """The largest difference, of the greatest number of the same tensor."""
-    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(found, right, strict=True)]
-    if any(a.shape != b.shape for a, b in pairs):
-        raise ValueError(
-            f"expected shapes {[tuple(b.shape) for _, b in pairs]}, got {[tuple(a.shape) for a, _ in pairs]}"
-        )
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-
-
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _draw(seed: int, *shape: int, like: Tensor, form: Callable[[Tensor], Tensor] = torch.Tensor.contiguous) -> Tensor:
-    """`form` of normal numbers, rounded to float32 in every dtype, so that errors are not those of the operands."""
-    numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return form(numbers).float().to(like)
-
-
 def _scan(batches: int, tokens: int, width: int, device: str) -> Row:
-    def build(library: str, dtype: torch.dtype) -> tuple[Forward, Sequence[Tensor]]:
+    def build(library: str, dtype: torch.dtype) -> tuple[Work, Sequence[Tensor]]:
         own = torch.empty(0, dtype=dtype, device=device)
-        u = _draw(0, batches, width, tokens, like=own)
-        delta = _draw(1, batches, width, tokens, like=own, form=lambda x: softplus(x - 3))
-        B, C = (_draw(seed, batches, _STATES, tokens, like=own) for seed in (2, 3))
+        u = draw(0, batches, width, tokens, like=own)
+        delta = draw(1, batches, width, tokens, like=own, form=lambda x: softplus(x - 3))
+        B, C = (draw(seed, batches, _STATES, tokens, like=own) for seed in (2, 3))
         rates = -torch.arange(1, _STATES + 1).to(own).repeat(width, 1)
         along = [u, delta, B, C]
         if library != "geom":
@@ -188,17 +120,17 @@ def _scan(batches: int, tokens: int, width: int, device: str) -> Row:
         u, delta, B, C = along
         operands = [u, delta, rates, B, C, torch.ones(width).to(own)]
         scan: Callable[..., Tensor] = selective_scan if library == "geom" else SCANS[library]
-        return lambda: scan(*operands), operands
+        return lambda: [scan(*operands)], operands
 
     return Row(f"scan, {batches} x {tokens:,} x {width}", ("geom", *SCANS), build, "loop", 5)
 
 
 def _mixer(batches: int, tokens: int, width: int, device: str) -> Row:
-    def build(library: str, dtype: torch.dtype) -> tuple[Forward, Sequence[Tensor]]:
+    def build(library: str, dtype: torch.dtype) -> tuple[Work, Sequence[Tensor]]:
         mixer = _made_mixer(width, device, dtype)
-        x = _draw(0, batches, tokens, width, like=mixer.out_proj.weight)
+        x = draw(0, batches, tokens, width, like=mixer.out_proj.weight)
         run = mixer if library == "geom" else mambapy_mixer(mixer)
-        return lambda: run(x), [x, *_weights(run, mixer)]
+        return lambda: [run(x)], [x, *_weights(run, mixer)]
 
     return Row(f"Mamba mixer, {batches} x {tokens:,} x {width}", ("geom", "mambapy"), build, "geom")
 
@@ -207,20 +139,34 @@ def _ragged(lengths: Sequence[int], width: int, device: str) -> Row:
     longest, offsets = max(lengths), torch.tensor([0, *lengths]).cumsum(0).to(device)
     there = (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(device)
 
-    def build(library: str, dtype: torch.dtype) -> tuple[Forward, Sequence[Tensor]]:
+    def build(library: str, dtype: torch.dtype) -> tuple[Work, Sequence[Tensor]]:
         mixer = _made_mixer(width, device, dtype)
-        x = _draw(0, sum(lengths), width, like=mixer.out_proj.weight)
+        x = draw(0, sum(lengths), width, like=mixer.out_proj.weight)
         if library == "geom":
-            return lambda: mixer(x, offsets), [x, *_weights(mixer, mixer)]
+            return lambda: [mixer(x, offsets)], [x, *_weights(mixer, mixer)]
         block = mambapy_mixer(mixer)
 
-        def padded() -> Tensor:
+        def padded() -> Sequence[Tensor]:
             room = x.new_zeros(len(lengths), longest, width).index_put((there,), x)
-            return block(room)[there]
+            return [block(room)[there]]
 
         return padded, [x, *_weights(block, mixer)]
 
     return Row(f"Mamba mixer, ragged, {sum(lengths):,} x {width}", ("geom", "mambapy"), build, "geom")
+
+
+def _network(clouds: int, points: int, plan: PointCloudMambaPlan, device: str) -> Row:
+    def build(library: str, dtype: torch.dtype) -> tuple[Work, Sequence[Tensor]]:
+        torch.manual_seed(0)
+        network: torch.nn.Module = PointCloudMamba(40, plan=plan).eval().to(device, dtype)
+        own = torch.empty(0, dtype=dtype, device=device)
+        x = draw(0, clouds * points, 3, like=own, form=lambda x: normalize(x, dim=-1))
+        offsets = points * torch.arange(clouds + 1, device=device)
+        run = network if library == "geom" else by_mambapy(network)
+        return lambda: [run(x, offsets=offsets)], []
+
+    title = f"PCM-Tiny, {clouds} x {points:,}"
+    return Row(title, ("geom", "mambapy"), build, "geom", together=True, gradients=(False,))
 
 
 def _made_mixer(width: int, device: str, dtype: torch.dtype) -> Mamba:
@@ -234,30 +180,30 @@ def _weights(run: torch.nn.Module, mixer: Mamba) -> list[Tensor]:
 
 
 def _attention(name: str, batches: int, tokens: int, heads: int, size: int, device: str) -> Row:
-    def build(library: str, dtype: torch.dtype) -> tuple[Forward, Sequence[Tensor]]:
+    def build(library: str, dtype: torch.dtype) -> tuple[Work, Sequence[Tensor]]:
         own = torch.empty(0, dtype=dtype, device=device)
         shape = batches, tokens, heads, size
-        q, k, v = (_draw(seed, *shape, like=own) for seed in range(3))
+        q, k, v = (draw(seed, *shape, like=own) for seed in range(3))
         if name == "delta rule":
-            k = _draw(1, *shape, like=own, form=lambda x: normalize(x, dim=-1))
-            operands = [q, k, v, _draw(3, *shape[:3], like=own, form=torch.sigmoid)]
+            k = draw(1, *shape, like=own, form=lambda x: normalize(x, dim=-1))
+            operands = [q, k, v, draw(3, *shape[:3], like=own, form=torch.sigmoid)]
             forms = {"geom": delta_rule, "loop": loop_delta_rule, "chunked": chunked_delta_rule}
         else:
-            decays = _draw(3, *shape, like=own, form=lambda x: logsigmoid(x) / 16)
+            decays = draw(3, *shape, like=own, form=lambda x: logsigmoid(x) / 16)
             operands = [q, k, v, decays][: 4 if name == "gated attention" else 3]
             forms = {"geom": linear_attention, "loop": loop_attention, "chunked": chunked_attention}
         form = forms[library]
-        return lambda: form(*operands), operands
+        return lambda: [form(*operands)], operands
 
     return Row(f"{name}, {batches} x {tokens:,} x {heads} x {size}", ("geom", "loop", "chunked"), build, "loop")
 
 
 def _convolution(batches: int, tokens: int, width: int, device: str) -> Row:
-    def build(library: str, dtype: torch.dtype) -> tuple[Forward, Sequence[Tensor]]:
+    def build(library: str, dtype: torch.dtype) -> tuple[Work, Sequence[Tensor]]:
         own = torch.empty(0, dtype=dtype, device=device)
-        operands = [_draw(0, batches, tokens, width, like=own), _draw(1, width, 4, like=own), _draw(2, width, like=own)]
+        operands = [draw(0, batches, tokens, width, like=own), draw(1, width, 4, like=own), draw(2, width, like=own)]
         form = causal_convolution if library == "geom" else convolve
-        return lambda: form(*operands), operands
+        return lambda: [form(*operands)], operands
 
     return Row(f"causal convolution, {batches} x {tokens:,} x {width}", ("geom", "conv1d"), build, "conv1d", 10)
 

@@ -2,6 +2,7 @@
 equations, and mambapy's scan and mixer."""
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from geom.sequence import Mamba
 
 __all__ = [
     "SCANS",
+    "by_mambapy",
     "chunked_attention",
     "chunked_delta_rule",
     "convolve",
@@ -90,13 +92,29 @@ SCANS: dict[str, Callable[..., Tensor]] = {
 
 
 def mambapy_mixer(mixer: Mamba) -> nn.Module:
-    """mambapy's block with the weights of geom's."""
-    from mambapy.mamba import MambaBlock, MambaConfig
+    """mambapy's block, of one direction or of two, with the weights of geom's."""
+    from mambapy import mamba, vim
 
-    block = MambaBlock(MambaConfig(d_model=mixer.width, n_layers=1, d_state=mixer.states))
+    state = mixer.state_dict()
+    if mixer.bidirectional:
+        both = vim.MambaConfig(d_model=mixer.width, n_layers=1, d_state=mixer.states, divide_output=False)
+        block = vim.VMambaBlock(both)
+        state["A_log_b"] = state.pop("A_b_log")
+    else:
+        block = mamba.MambaBlock(mamba.MambaConfig(d_model=mixer.width, n_layers=1, d_state=mixer.states))
     block = block.to(mixer.out_proj.weight)
-    block.load_state_dict(mixer.state_dict())
+    block.load_state_dict(state)
     return block
+
+
+def by_mambapy(network: nn.Module) -> nn.Module:
+    """A copy of a network whose mixers are mambapy's."""
+    network = deepcopy(network)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Mamba):
+                module.add_module(name, mambapy_mixer(child))
+    return network
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

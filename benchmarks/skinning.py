@@ -3,7 +3,7 @@ and libigl."""
 
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.given import choose, data_folder
-from benchmarks.harness import Case, Contender
+from benchmarks.harness import Case
 from benchmarks.part import Request, installed
 from benchmarks.report import BEST_PEER
+from benchmarks.rows import contenders, untimed
 from benchmarks.skinning_peers import (
     Given,
-    Operation,
     geom,
     libigl,
     torch_bag,
@@ -68,15 +68,14 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
         for name in chosen:
             if name == _WEIGHTS:
                 libraries = [library for library, _ in found]
-                yield Case(name, [_bound(x) for x in ("geom", "libigl") if x in libraries], timed=False)
+                rows = [untimed(x, "BBW:", partial(weigh, x)) for x in ("geom", "libigl") if x in libraries]
+                yield Case(name, rows, timed=False)
                 continue
             given = read_hand() if name == _HAND else draw(2_000 if request.quick else 100_000, 52)
-            truth, contenders = truths(given), []
-            for library, start in found:
-                operations = start(given, request.device)
-                calls = 1 if request.quick else max(1, _VERTICES // len(given.vertices))
-                contenders += [_contender(library, method, operations[method], truth, calls) for method in operations]
-            yield Case(name, contenders, f"{len(given.vertices):,} vertices, {len(given.bones)} bones")
+            libraries = [(library, start(given, request.device)) for library, start in found]
+            calls = 1 if request.quick else max(1, _VERTICES // len(given.vertices))
+            rows = contenders(libraries, score, truths(given), lambda method, calls=calls: calls)
+            yield Case(name, rows, f"{len(given.vertices):,} vertices, {len(given.bones)} bones")
 
     return len(chosen), make(), missing
 
@@ -101,10 +100,6 @@ def draw(count: int, joints: int) -> Given:
     random = np.random.default_rng(0)
     weights = np.where(random.random((count, joints)).argsort(1) < 4, random.random((count, joints)), 0)
     return _complete(random.standard_normal((count, 3)).astype(np.float32), weights)
-
-
-def _bound(library: str) -> Contender:
-    return Contender(library, "BBW:", lambda seed: lambda: weigh(library), lambda output, seed: output)
 
 
 def weigh(library: str) -> dict[str, float]:
@@ -181,18 +176,7 @@ def truths(given: Given) -> Callable[[str], list[NDArray[np.float64]]]:
     return truth
 
 
-def _contender(library: str, method: str, operation: Operation, truth: Callable[[str], Any], calls: int) -> Contender:
-    scores: dict[str, float] = {}
-
-    def judge(output: Any, seed: int) -> dict[str, float]:
-        if not scores:  # every round gives the same
-            scores.update(score(operation.read(output), truth(method)))
-        return scores
-
-    return Contender(library, method, lambda seed: operation.call, judge, calls)
-
-
-def score(found: list[NDArray[np.float64]], truth: list[NDArray[np.float64]]) -> dict[str, float]:
+def score(method: str, found: list[NDArray[np.float64]], truth: list[NDArray[np.float64]]) -> dict[str, float]:
     """Gradients of dense weights where the truth has sparse ones are left out, and those of bones that are matrices
     where it has dual quaternions."""
     pairs = [(a, b) for a, b in zip(found, truth, strict=True) if a.shape == b.shape]

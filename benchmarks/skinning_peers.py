@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Given", "Library", "Operation", "geom", "libigl", "torch_bag", "torch_dense", "torch_gather"]
+from benchmarks.rows import Library, Operation
+
+__all__ = ["Given", "geom", "libigl", "torch_bag", "torch_dense", "torch_gather"]
 
 Array = NDArray[np.float32]
 GRADIENT = "with gradient"
@@ -14,7 +16,10 @@ GRADIENT = "with gradient"
 
 class Given(NamedTuple):
     """Vertices (V, 3), weights (V, K) and indices (V, K), the same weights dense (V, J), rigid bones (J, 3, 4) and
-    their dual quaternions (J, 8), and what the result's gradient is (V, 3)."""
+    their dual quaternions (J, 8), and what the result's gradient is (V, 3).
+
+    Operations are read as a list of the vertices (V, 3), or of the gradients of weights and bones.
+    """
 
     vertices: Array
     weights: Array
@@ -23,16 +28,6 @@ class Given(NamedTuple):
     bones: Array
     motions: Array
     grad: Array
-
-
-class Operation(NamedTuple):
-    """`call()` is timed; `read` makes of its result the vertices (V, 3), or the gradients of weights and bones."""
-
-    call: Callable[[], Any]
-    read: Callable[[Any], list[NDArray[np.float64]]]
-
-
-Library = dict[str, Operation]
 
 
 def geom(given: Given, device: str) -> Library:

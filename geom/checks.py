@@ -12,6 +12,7 @@ __all__ = [
     "check_choice",
     "check_field",
     "check_indices",
+    "check_integer",
     "check_offsets",
     "check_points",
     "check_positive",
@@ -81,6 +82,13 @@ def check_positive(x: float, name: str) -> float:
     if not 0 < value < float("inf"):
         raise ShapeError(f"{name}: expected a finite number above 0, got {describe(x)}")
     return value
+
+
+def check_integer(x: object, name: str, minimum: int = 1) -> int:
+    """Return `x` if it is an int, no bool, of at least `minimum`. Raises: ShapeError."""
+    if isinstance(x, bool) or not isinstance(x, int) or x < minimum:
+        raise ShapeError(f"{name}: expected an integer of at least {minimum}, got {x!r}")
+    return x
 
 
 def check_rigid(matrix: object, name: str) -> Tensor:

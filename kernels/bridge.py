@@ -5,13 +5,14 @@ a launch on one thread, the bridge cuts long launches into contiguous chunks, on
 independent; results are then the same bits for any number of threads. Sources of several dtypes come from one template.
 """
 
+import ctypes
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -55,6 +56,7 @@ MODULES = (
     "slim",
     "slim_layers",
     "sparse",
+    "state_space",
     "triangles",
     "triangular",
     "voxels",
@@ -69,9 +71,47 @@ _local = threading.local()
 _RANGE = 16384  # elements of a range below which a second CPU thread costs more than it saves
 
 
+class _Workers:
+    """Threads beside the one that calls them, and not on its core.
+
+    Linux wakes a thread on its waker's core where it takes no other for idle, as in a virtual machine, whose halted
+    cores seem preempted, and moves it milliseconds later: half of all launches of 10 ms then gained nothing.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="geom-warp")
+        every = threading.Barrier(count)
+
+        def begin(_: int) -> int:
+            every.wait()
+            return threading.get_native_id()
+
+        self._threads = list(self._pool.map(begin, range(count)))
+        self._left: int | None = None  # the core that is the caller's
+
+    def map(self, function: Callable[..., None], *arguments: Iterable[int]) -> Iterator[None]:
+        core = _core()
+        if core != self._left:
+            self._left = core
+            allowed = os.sched_getaffinity(0)
+            for thread in self._threads:
+                with suppress(OSError):
+                    os.sched_setaffinity(thread, allowed - {core} or allowed)
+        return self._pool.map(function, *arguments)
+
+
 @cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:  # a forked process has none of its parent's threads
-    return ThreadPoolExecutor(threads, thread_name_prefix="geom-warp")
+def _workers(count: int, process: int) -> _Workers:  # a forked process has none of its parent's threads
+    return _Workers(count)
+
+
+def _no_core() -> None:
+    """Where threads have no affinities."""
+
+
+_core: Callable[[], int | None] = _no_core
+if hasattr(os, "sched_setaffinity"):
+    _core = getattr(ctypes.PyDLL(None), "sched_getcpu", _no_core)
 
 
 def choose(backend: str, *tensors: Tensor) -> bool:
@@ -97,8 +137,18 @@ def _wrapped(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(x)
 
 
+@cache
+def _array_type() -> Any:
+    start()
+    return type(wp.from_torch(torch.empty(0), return_ctype=True))
+
+
 def _descriptor(x: Any) -> Any:
-    return wp.from_torch(x, requires_grad=False, return_ctype=True) if isinstance(x, Tensor) else x
+    """A tensor as kernels take it; unlike `wp.from_torch`, in a third of the time and without holding the tensor."""
+    if not isinstance(x, Tensor):
+        return x
+    size = x.element_size()
+    return _array_type()(x.data_ptr(), 0, x.ndim, x.shape, [step * size for step in x.stride()])
 
 
 def _load(kernel: wp.Kernel, device: torch.device) -> None:
@@ -133,14 +183,14 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
         return
     threads = min(_threads(), items // grain)
     if threads <= 1:
-        wp.launch(kernel, dim=items, inputs=[0, *packed], device="cpu")
+        _replay(kernel, items, 0, *packed)
         return
     bounds = [items * t // threads for t in range(threads + 1)]
 
     def part(begin: int, end: int) -> None:
-        wp.launch(kernel, dim=end - begin, inputs=[begin, *packed], device="cpu")
+        _replay(kernel, end - begin, begin, *packed)
 
-    rest = _pool(threads - 1, os.getpid()).map(part, bounds[1:-1], bounds[2:])
+    rest = _workers(threads - 1, os.getpid()).map(part, bounds[1:-1], bounds[2:])
     part(bounds[0], bounds[1])  # this thread works too
     list(rest)
 
@@ -148,8 +198,7 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
 def launch_range(kernel: wp.Kernel, count: int, *args: int, device: torch.device) -> None:
     """Run a kernel whose item is a range of `grain` elements, its last arguments `count` and `grain`.
 
-    The others are plain integers, tensors as their addresses. On the CPU each thread gets one range, and records its
-    launch the first time: another costs some 5 us.
+    The others are plain integers, tensors as their addresses. On the CPU each thread gets one range.
     """
     _load(kernel, device)
     if device.type == "cuda":
@@ -158,11 +207,15 @@ def launch_range(kernel: wp.Kernel, count: int, *args: int, device: torch.device
         return
     threads = min(_threads(), count // _RANGE)
     if threads <= 1:
-        _replay(kernel, 0, *args, count, count)
+        _replay(kernel, 1, 0, *args, count, count)
         return
     share = -(-count // threads)
-    rest = _pool(threads - 1, os.getpid()).map(lambda t: _replay(kernel, t, *args, count, share), range(1, threads))
-    _replay(kernel, 0, *args, count, share)
+
+    def part(thread: int) -> None:
+        _replay(kernel, 1, thread, *args, count, share)
+
+    rest = _workers(threads - 1, os.getpid()).map(part, range(1, threads))
+    part(0)
     list(rest)
 
 
@@ -183,12 +236,14 @@ def record(kernel: wp.Kernel, items: int, *args: Any, device: torch.device) -> C
     return run
 
 
-def _replay(kernel: wp.Kernel, *args: int) -> None:
+def _replay(kernel: wp.Kernel, items: int, *args: Any) -> None:
+    """A launch on this thread of the CPU, which it records the first time: another costs a third of one by Warp."""
     commands = _local.__dict__.setdefault("commands", {})
     command = commands.get(kernel)
     if command is None:
-        command = wp.launch(kernel, dim=1, inputs=[0] * len(args), device="cpu", record_cmd=True)
+        command = wp.launch(kernel, dim=items, inputs=args, device="cpu", record_cmd=True)
         commands[kernel] = command
+    command.set_dim(items)
     for index, value in enumerate(args):
         command.set_param_at_index_from_ctype(index, value)
     command.launch()

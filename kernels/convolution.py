@@ -121,6 +121,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, re
     return out
 
 
+@bridge.small_operations()
 def differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

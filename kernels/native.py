@@ -34,13 +34,19 @@ def start() -> None:
 
 
 def native_kernel(module: str, name: str, signature: str, snippet: str) -> dict[torch.dtype, wp.Kernel]:
-    """One kernel for each dtype. `signature`: "points: real[], offsets: int64[], k: int32", in the order of launch."""
+    """One kernel for each dtype, or one for all where neither signature nor snippet names the scalar type.
+
+    `signature`: "points: real[], offsets: int64[], k: int32", in the order of launch.
+    """
+    if "REAL" not in snippet and "real" not in signature:
+        return dict.fromkeys(DTYPES, _build(module, name, signature, snippet))
     return {dtype: _build(module, name, signature, snippet, real) for dtype, real in DTYPES.items()}
 
 
-def _build(module: str, name: str, signature: str, snippet: str, real: type) -> wp.Kernel:
+def _build(module: str, name: str, signature: str, snippet: str, real: type | None = None) -> wp.Kernel:
     start()
-    name = f"{name}_{real.__name__}"
+    if real is not None:
+        name, snippet = f"{name}_{real.__name__}", snippet.replace("REAL", f"wp::{real.__name__}")
     parts = [part.split(":") for part in signature.replace(" ", "").split(",")]
     arguments = dict(parts)
     if len(arguments) != len(parts):
@@ -55,7 +61,7 @@ def _build(module: str, name: str, signature: str, snippet: str, real: type) -> 
     names = ", ".join(arguments)
     stub = _define(module, f"{name}_item", f"(i, {names}): ...\n", {})
     stub.__annotations__ = {"i": wp.int32, **hints}
-    native = wp.func_native(snippet.replace("REAL", f"wp::{real.__name__}"))(stub)
+    native = wp.func_native(snippet)(stub)
     body = f"(first, {names}):\n    native(first + wp.tid(), {names})\n"
     entry = _define(module, name, body, {"native": native, "wp": wp})
     entry.__annotations__ = {"first": wp.int32, **hints}

@@ -152,6 +152,7 @@ def _run(kernel: Any, tensors: list[Any], offsets: Tensor, rows: int, lanes: int
     bridge.launch(kernel[tensors[0].dtype], items, *addresses, *sizes, device=device, grain=grain)
 
 
+@bridge.small_operations()
 def outer_scan(
     add: Tensor,
     x: Tensor,
@@ -176,6 +177,7 @@ def outer_scan(
     return out.transpose(0, 1).contiguous()
 
 
+@bridge.small_operations()
 def outer_difference(
     add: Tensor, x: Tensor, query: Tensor, take: Tensor, z: Tensor, offsets: Tensor, *, reverse: bool
 ) -> Tensor:
@@ -186,6 +188,7 @@ def outer_difference(
     return out.transpose(0, 1).contiguous()
 
 
+@bridge.small_operations()
 def delta_rule(
     key: Tensor, x: Tensor, query: Tensor, rate: Tensor, offsets: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor]:
@@ -196,6 +199,7 @@ def delta_rule(
     return out.transpose(0, 1).contiguous(), new.transpose(0, 1).contiguous()
 
 
+@bridge.small_operations()
 def delta_rule_adjoint(
     key: Tensor, grad: Tensor, query: Tensor, rate: Tensor, offsets: Tensor, reverse: bool
 ) -> Tensor:

@@ -10,7 +10,7 @@ of x and z, which makes stretching keep its energy exactly (Gonzalez 1996).
 """
 
 from geom.kernels.native import native_kernel
-from geom.kernels.rod_mechanics import TREE
+from geom.kernels.rod_mechanics import BACK_FROM_END, BACK_TO_START, TREE
 from geom.kernels.rod_newton import NEWTON
 
 __all__ = ["rollout", "rollout_adjoint", "space"]
@@ -81,14 +81,11 @@ rollout_adjoint = native_kernel(
     # Back through `implicit_rollout`, with the same arrays as `geom.kernels.rods.rollout_adjoint`: with K the matrix of
     # a step at its solution, a = -K^-T (what comes back) times the residual is differentiated in all that is given.
     NEWTON
+    + BACK_FROM_END
     + """
-    REAL *X = take(3 * n), *V = take(3 * n), *O = take(3 * n), *Y = take(n), *P = take(3 * n), *M = take(3 * n);
-    REAL *R = take(n), *speed = take(3 * n);
-    REAL *A = atable.data + 9 * ((long long)entry * total + o), *Q = aglobals.data + 7 * (long long)i;
-    for (int k = 0; k < 9 * n; ++k) A[k] = REAL(0);
-    for (int k = 0; k < 7; ++k) Q[k] = REAL(0);
+    REAL *M = take(3 * n), *R = take(n), *speed = take(3 * n);
     for (int c = 0; c < 3 * n; ++c) {
-        speed[c] = v.data[own + c]; X[c] = REAL(0); V[c] = gv.data[own + c]; O[c] = gbefore.data[own + c];
+        speed[c] = v.data[own + c];
         for (int t = 0; t < steps; ++t) {
             const REAL pace = (x.data[(t + 1) * frame + at + c] - x.data[t * frame + at + c]) * rate;
             speed[c] = still ? REAL(0) : midpoint ? REAL(2) * pace - speed[c] : pace;
@@ -108,14 +105,6 @@ rollout_adjoint = native_kernel(
             to0[3 * k + c] += part / l0; to0[3 * up[k] + c] -= part / l0;
         }
     };
-    for (int k = 0; k < n; ++k) {
-        Y[k] = REAL(0);
-        if (k == 0 || !hold[k]) continue;
-        REAL e[3], normal[3];
-        direct(x.data + steps * frame + at, k, across, e);
-        cross(e, m.data + steps * frame + at + 3 * k, normal);
-        Y[k] = dot(normal, gm.data + own + 3 * k);
-    }
     for (int t = steps - 1; t >= 0; --t) {
         const REAL *x0 = x.data + t * frame + at, *x1 = x0 + frame, *g = gx.data + (t + 1) * frame + at;
         const REAL* last = t > 0 ? strained.data + own + (entry * (steps - 1) + t - 1) * frame : before.data + own;
@@ -135,7 +124,7 @@ rollout_adjoint = native_kernel(
             mm[c] = mids.data[pushed + c]; ss[c] = strained.data[pushed + c];
         }
         if (failed.data[(long long)i * steps + t]) {
-            for (int c = 0; c < 3 * n; ++c) X[c] = V[c] = O[c] = P[c] = REAL(0);
+            for (int c = 0; c < 3 * n; ++c) X[c] = V[c] = H[c] = P[c] = REAL(0);
             for (int k = 0; k < n; ++k) Y[k] = REAL(0);
             for (int k = 0; k < n; ++k) for (int c = 0; c < 3; ++c)
                 if (fix[k] >= 0) agoal.data[goals + 3 * fix[k] + c] = REAL(0);
@@ -152,9 +141,9 @@ rollout_adjoint = native_kernel(
             for (int k = 1; k < n; ++k) {
                 if (!bends(k)) continue;
                 const int p = up[k], who[3] = {up[p], p, k};
-                REAL J[3][8], H[8][8], moduli[3], w[3], out[8], wide[11], along[8];
+                REAL J[3][8], S[8][8], moduli[3], w[3], out[8], wide[11], along[8];
                 load(k, ss + 3 * k, last + 3 * k, viscous, moduli, w);
-                second(mid, k, moduli, w, J, H);
+                second(mid, k, moduli, w, J, S);
                 REAL turn[3] = {REAL(0), REAL(0), REAL(0)};
                 if (pass) {
                     for (int c = 0; c < 3; ++c) {
@@ -166,8 +155,8 @@ rollout_adjoint = native_kernel(
                 }
                 for (int a = 0; a < 8; ++a) {
                     out[a] = REAL(0);
-                    if (pass) for (int b = 0; b < 8; ++b) out[a] += H[a][b] * along[b];
-                    else for (int j = 0; j < 3; ++j) out[a] += O[3 * k + j] * J[j][a];
+                    if (pass) for (int b = 0; b < 8; ++b) out[a] += S[a][b] * along[b];
+                    else for (int j = 0; j < 3; ++j) out[a] += H[3 * k + j] * J[j][a];
                 }
                 widen(out, wide);
                 for (int a = 0; a < 9; ++a) M[3 * who[vertex[a]] + slots[a] - 1] += wide[a];
@@ -182,7 +171,7 @@ rollout_adjoint = native_kernel(
                     A[9 * k + 6 + j] -= modulus * turn[j];
                     Q[3] += modulus * lag * turn[j] * rate;
                     shrink -= REAL(0.5) * inverse * w[j] * turn[j];
-                    O[3 * k + j] = -modulus * viscous * turn[j];
+                    H[3 * k + j] = -modulus * viscous * turn[j];
                 }
                 A[9 * k] += shrink; A[9 * p] += shrink;
             }
@@ -259,19 +248,6 @@ rollout_adjoint = native_kernel(
                 X[3 * k + c] = P[3 * k + c];
             }
     }
-    for (int k = 0; k < n; ++k) {
-        REAL normal[3] = {REAL(0), REAL(0), REAL(0)};
-        if (k > 0 && hold[k]) {
-            REAL e[3];
-            direct(x.data + at, k, across, e);
-            cross(e, m.data + at + 3 * k, normal);
-        }
-        for (int c = 0; c < 3; ++c) {
-            ax.data[own + 3 * k + c] = X[3 * k + c] + gx.data[at + 3 * k + c];
-            av.data[own + 3 * k + c] = V[3 * k + c];
-            am.data[own + 3 * k + c] = Y[k] * normal[c];
-            abefore.data[own + 3 * k + c] = bends(k) ? O[3 * k + c] : REAL(0);
-        }
-    }
-    """,
+    """
+    + BACK_TO_START,
 )

@@ -6,7 +6,7 @@ vertex are each other's neighbours, and what eliminating one couples is coupled 
 the names of papers below are Bergou et al., "Discrete elastic rods" (2008) and "Discrete viscous threads" (2010).
 """
 
-__all__ = ["COLUMNS", "GLOBALS", "MECHANICS", "PUSH", "TREE"]
+__all__ = ["BACK_FROM_END", "BACK_TO_START", "COLUMNS", "GLOBALS", "MECHANICS", "PLACES", "PUSH", "TREE"]
 
 COLUMNS = ("length", "mass", "EI1", "EI2", "GJ", "EA", "curvature1", "curvature2", "twist")  # of `table`, by vertex
 GLOBALS = ("drag", "quadratic_drag", "internal_damping", "viscosity", "gx", "gy", "gz")
@@ -313,6 +313,51 @@ MECHANICS = """
                 for (int c = 0; c < 3; ++c) y[3 * k + c] = y[3 * up[k] + c] + T[9 * k] * t0[3 * k + c];
         return 3;
     };
+"""
+
+# Of the first frame of a rollout (batch, steps + 1, N, 3), and of what has no frames (batch, N, 3).
+PLACES = """
+    const long long frame = 3 * (long long)total, own = 3 * ((long long)entry * total + o);
+    const long long at = own + entry * steps * frame;
+"""
+
+# How adjoint kernels begin and end: what comes back is X of positions, V of velocities, H of the strain before, Y of
+# held rolls, and P of positions a step before; A and Q gather that of `table` and `globals`.
+BACK_FROM_END = """
+    REAL *X = take(3 * n), *V = take(3 * n), *H = take(3 * n), *Y = take(n), *P = take(3 * n);
+    REAL *A = atable.data + 9 * ((long long)entry * total + o), *Q = aglobals.data + 7 * (long long)i;
+    for (int k = 0; k < 9 * n; ++k) A[k] = REAL(0);
+    for (int k = 0; k < 7; ++k) Q[k] = REAL(0);
+    // Where a roll of edge k moves its director at a time, 0 of edges that are not held.
+    const auto swing = [&](int t, int k, REAL* normal) {
+        for (int c = 0; c < 3; ++c) normal[c] = REAL(0);
+        if (k == 0 || !hold[k]) return false;
+        REAL e[3];
+        direct(x.data + t * frame + at, k, across, e);
+        cross(e, m.data + t * frame + at + 3 * k, normal);
+        return true;
+    };
+    for (int k = 0; k < n; ++k) {
+        REAL normal[3];
+        Y[k] = swing(steps, k, normal) ? dot(normal, gm.data + own + 3 * k) : REAL(0);
+        for (int c = 0; c < 3; ++c) {
+            X[3 * k + c] = REAL(0);
+            V[3 * k + c] = gv.data[own + 3 * k + c];
+            H[3 * k + c] = gbefore.data[own + 3 * k + c];
+        }
+    }
+"""
+BACK_TO_START = """
+    for (int k = 0; k < n; ++k) {
+        REAL normal[3];
+        swing(0, k, normal);
+        for (int c = 0; c < 3; ++c) {
+            ax.data[own + 3 * k + c] = X[3 * k + c] + gx.data[at + 3 * k + c];
+            av.data[own + 3 * k + c] = V[3 * k + c];
+            am.data[own + 3 * k + c] = Y[k] * normal[c];
+            abefore.data[own + 3 * k + c] = bends(k) ? H[3 * k + c] : REAL(0);
+        }
+    }
 """
 
 # After MECHANICS and CONTACT.

@@ -6,15 +6,14 @@ and grandparent, and what its elimination couples is coupled already. Second der
 "Discrete viscous threads" (2010), appendix; `geom.rods.hessian` is their readable twin.
 """
 
-from geom.kernels.rod_mechanics import MECHANICS
+from geom.kernels.rod_mechanics import MECHANICS, PLACES
 
 __all__ = ["NEWTON"]
 
 NEWTON = (
     MECHANICS
+    + PLACES
     + """
-    const long long frame = 3 * (long long)total, own = 3 * ((long long)entry * total + o);
-    const long long at = own + entry * steps * frame;
     REAL *block[5];  // diagonal, with the parent (below, above the diagonal), with the grandparent (below, above)
     for (int j = 0; j < 5; ++j) block[j] = take(25 * n);
     REAL *side = take(5 * n), *z = take(3 * n), *mid = take(3 * n), *mm = take(3 * n), *ss = take(3 * n), *mu = take(n);

@@ -12,7 +12,7 @@ theorem, the energy's second derivatives as the derivative of its gradient along
 
 from geom.kernels.native import native_kernel
 from geom.kernels.rod_contact import CONTACT, LAW, TOUCH
-from geom.kernels.rod_mechanics import COLUMNS, GLOBALS, MECHANICS, PUSH, TREE
+from geom.kernels.rod_mechanics import BACK_FROM_END, BACK_TO_START, COLUMNS, GLOBALS, MECHANICS, PLACES, PUSH, TREE
 
 __all__ = ["COLUMNS", "GLOBALS", "LAW", "rollout", "rollout_adjoint", "settle", "space"]
 
@@ -34,19 +34,21 @@ settle = native_kernel(
     """,
 )
 
+_SIGNATURE = (
+    f"{TREE}, {TOUCH}, steps: int32, history: int32, forces: int32, v: real[], before: real[], goal: real[], "
+    "extra: real[], x: real[], m: real[], s: real[]"
+)
+
 rollout = native_kernel(
     __name__,
     "rollout",
-    f"{TREE}, {TOUCH}, steps: int32, history: int32, forces: int32, "
-    "v: real[], before: real[], goal: real[], extra: real[], "
-    "x: real[], m: real[], s: real[]",
+    _SIGNATURE,
     # x, m, s (batch, steps + 1, N, 3), the first filled in; v and before (batch, N, 3) become those of the end.
     MECHANICS
     + CONTACT
     + PUSH
+    + PLACES
     + """
-    const long long frame = 3 * (long long)total, own = 3 * ((long long)entry * total + o);
-    const long long at = own + entry * steps * frame;
     REAL *speed = v.data + own, *old = before.data + own;
     for (int t = 0; t < steps; ++t) {
         const REAL *x0 = x.data + t * frame + at, *m0 = m.data + t * frame + at, *s0 = s.data + t * frame + at;
@@ -77,9 +79,7 @@ rollout = native_kernel(
 rollout_adjoint = native_kernel(
     __name__,
     "rollout_adjoint",
-    f"{TREE}, {TOUCH}, steps: int32, history: int32, forces: int32, "
-    "v: real[], before: real[], goal: real[], extra: real[], "
-    "x: real[], m: real[], s: real[], gx: real[], gv: real[], gm: real[], gbefore: real[], "
+    f"{_SIGNATURE}, gx: real[], gv: real[], gm: real[], gbefore: real[], "
     "ax: real[], av: real[], am: real[], abefore: real[], agoal: real[], aextra: real[], atable: real[], "
     "aglobals: real[], abodies: real[], alaw: real[]",
     # Back through `rollout`, from its inputs and its x, m, s: gx (batch, steps + 1, N, 3) and gv, gm, gbefore of the
@@ -88,32 +88,13 @@ rollout_adjoint = native_kernel(
     MECHANICS
     + CONTACT
     + PUSH
+    + PLACES
+    + BACK_FROM_END
     + """
-    const long long frame = 3 * (long long)total, own = 3 * ((long long)entry * total + o);
-    const long long at = own + entry * steps * frame;
-    REAL *X = take(3 * n), *V = take(3 * n), *H = take(3 * n), *Y = take(n), *P = take(3 * n), *W = take(3 * n);
-    REAL *speed = take(3 * n), *pull = take(3 * n), *slack = take(n), *late = take(n), *U = take(3 * n);
-    REAL *bodily = abodies.data + 8 * (long long)count * i, *lawful = alaw.data + 6 * (long long)i;
-    REAL *A = atable.data + 9 * ((long long)entry * total + o), *Q = aglobals.data + 7 * (long long)i;
-    for (int k = 0; k < 9 * n; ++k) A[k] = REAL(0);
-    for (int k = 0; k < 7; ++k) Q[k] = REAL(0);
+    REAL *W = take(3 * n), *speed = take(3 * n), *pull = take(3 * n), *slack = take(n), *late = take(n);
+    REAL *U = take(3 * n), *bodily = abodies.data + 8 * (long long)count * i, *lawful = alaw.data + 6 * (long long)i;
     for (int k = 0; k < 8 * count; ++k) bodily[k] = REAL(0);
     for (int k = 0; k < 6; ++k) lawful[k] = REAL(0);
-    for (int k = 0; k < n; ++k) {
-        const REAL* last = m.data + steps * frame + at;
-        REAL e[3], normal[3];
-        Y[k] = REAL(0);
-        if (k > 0 && hold[k]) {
-            direct(x.data + steps * frame + at, k, across, e);
-            cross(e, last + 3 * k, normal);
-            Y[k] = dot(normal, gm.data + own + 3 * k);
-        }
-        for (int c = 0; c < 3; ++c) {
-            X[3 * k + c] = REAL(0);
-            V[3 * k + c] = gv.data[own + 3 * k + c];
-            H[3 * k + c] = gbefore.data[own + 3 * k + c];
-        }
-    }
     for (int t = steps - 1; t >= 0; --t) {
         const REAL *x0 = x.data + t * frame + at, *m0 = m.data + t * frame + at, *s0 = s.data + t * frame + at;
         const REAL *x1 = x0 + frame, *old = t > 0 ? s0 - frame : before.data + own, *g = gx.data + (t + 1) * frame + at;
@@ -319,19 +300,6 @@ rollout_adjoint = native_kernel(
             if (forces) for (int k = 0; k < 3 * n; ++k) aextra.data[pushed + k] = REAL(0);
         }
     }
-    for (int k = 0; k < n; ++k) {
-        REAL normal[3] = {REAL(0), REAL(0), REAL(0)};
-        if (k > 0 && hold[k]) {
-            REAL e[3];
-            direct(x.data + at, k, across, e);
-            cross(e, m.data + at + 3 * k, normal);
-        }
-        for (int c = 0; c < 3; ++c) {
-            ax.data[own + 3 * k + c] = X[3 * k + c] + gx.data[at + 3 * k + c];
-            av.data[own + 3 * k + c] = V[3 * k + c];
-            am.data[own + 3 * k + c] = Y[k] * normal[c];
-            abefore.data[own + 3 * k + c] = H[3 * k + c];
-        }
-    }
-    """,
+    """
+    + BACK_TO_START,
 )

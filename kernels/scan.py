@@ -1,7 +1,8 @@
 """Selective scans: h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t, y_t = sum_n C_tn h_tn, with their gradients.
 
 On the CPU the kernels of `scan_vectors` run, on CUDA those of `scan_chunks`. Both keep the states before each tile of
-16 tokens for the gradients, 1/16 of all, and no other tensor of the size of all states is ever made.
+16 tokens for the gradients, 1/16 of all, and no other tensor of the size of all states is ever made. The gradients of B
+and C are sums over channels, which threads share: on the CPU their parts are there for few tiles at a time.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from geom.kernels.scan_vectors import BACKWARD, FORWARD, LARGEST
 __all__ = ["LARGEST", "TILE", "count_tiles", "differentiate", "scan", "side_by_side"]
 
 _SLOTS = 8  # sums over channels that run side by side, whatever the number of threads
+_SPAN = 64  # tiles whose sums are there at once, if not more of them take half the memory of u
 _LEAST = 200_000  # channels times states times tokens below which a second thread costs more than it saves
 
 Flags = tuple[bool, bool, bool]
@@ -24,11 +26,12 @@ Flags = tuple[bool, bool, bool]
 
 def _plan(offsets: Tensor | None, length: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
     """offsets (clouds + 1,), the number of each cloud's first tile (clouds + 1,), and room for all tiles."""
+    tiles = count_tiles(length, 1 if offsets is None else len(offsets) - 1)
     if offsets is None:
-        offsets = torch.tensor([0, length], device=device)
+        return torch.tensor([0, length], device=device), torch.tensor([0, tiles], device=device), tiles
     firsts = torch.zeros_like(offsets)
     torch.cumsum((offsets.diff() + (TILE - 1)) // TILE, 0, out=firsts[1:])
-    return offsets.contiguous(), firsts, count_tiles(length, len(offsets) - 1)
+    return offsets.contiguous(), firsts, tiles
 
 
 def count_tiles(length: int, clouds: int) -> int:
@@ -36,8 +39,8 @@ def count_tiles(length: int, clouds: int) -> int:
     return (length + (TILE - 1) * clouds) // TILE
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _address(x: Tensor | int | None) -> int:
+    return 0 if x is None else x if isinstance(x, int) else x.data_ptr()
 
 
 def side_by_side(u: Tensor) -> bool:
@@ -60,12 +63,11 @@ class _Layout:
         self.operands = u, delta, A, B, C, D, z, bias
         self.offsets, self.firsts, self.tiles = _plan(offsets, self.length, self.device)
         self.clouds = len(self.offsets) - 1
-        self.slots = min(self.blocks, max(1, _SLOTS // max(1, self.batches)))
         self.arguments = [
             *map(_address, self.operands),
             self.width * self.length,
             *(step for x in (B, C) for step in (x.stride(0), x.stride(2), x.stride(1))),
-            *(self.batches, self.width, self.length, self.states, self.clouds, self.tiles, self.slots),
+            *(self.batches, self.width, self.length, self.states, self.clouds, self.tiles),
             *map(int, flags),
             *((1, self.width) if self.apart else (self.length, 1)),
             *map(_address, (self.offsets, self.firsts)),
@@ -77,12 +79,19 @@ class _Layout:
             return None
         return x.transpose(1, 2).contiguous().transpose(1, 2) if self.apart else x.contiguous()
 
-    def launch(self, kernel: Any, *others: Tensor | None) -> None:
-        """One item for each batch and slot."""
-        work = self.width * self.length * max(1, self.states) // max(1, self.slots)
+    def launch(self, kernel: Any, slots: int, length: int, *others: Tensor | int | None) -> None:
+        """One item for each batch and slot, of about `length` tokens."""
+        work = self.width * length * max(1, self.states) // max(1, slots)
+        arguments = (*self.arguments, slots, *map(_address, others))
         grain = 1 + _LEAST // max(1, work)
-        arguments = (*self.arguments, *map(_address, others))
-        bridge.launch(kernel[self.dtype], self.batches * self.slots, *arguments, device=self.device, grain=grain)
+        bridge.launch(kernel[self.dtype], self.batches * slots, *arguments, device=self.device, grain=grain)
+
+    def sum(self, parts: Sequence[Tensor], wholes: Sequence[Tensor], first: int, count: int) -> None:
+        """The gradients of B and C (B, L, N) for `count` tiles from `first` on, of sums (B, parts, count, N, TILE)."""
+        many = parts[0].shape[1]
+        arguments = (*self.arguments, *map(_address, (*parts, *wholes)), many, first, count)
+        items, grain = self.batches * count * self.states, 1 + _LEAST // max(1, many * TILE)
+        bridge.launch(scan_chunks.SUMS[self.dtype], items, *arguments, device=self.device, grain=grain)
 
     def launch_tiles(self, kernel: Any, *others: Tensor | None) -> None:
         """One item for each batch, tile and channel, in whole warps; on the CPU on one thread."""
@@ -102,10 +111,12 @@ class _Layout:
     def new_states(self) -> Tensor:
         return self.operands[0].new_empty((self.batches, self.blocks, self.tiles, self.states, TILE))
 
-    def new_sums(self, parts: int) -> Tensor:
-        return self.operands[0].new_empty((self.batches, parts, self.tiles, self.states, TILE))
+    def new_sums(self, parts: int, tiles: int) -> list[Tensor]:
+        """For B and for C."""
+        return [self.operands[0].new_empty((self.batches, parts, tiles, self.states, TILE)) for _ in range(2)]
 
 
+@bridge.small_operations()
 def scan(
     operands: Sequence[Tensor | None],
     offsets: Tensor | None,
@@ -130,10 +141,11 @@ def scan(
         own.launch_tiles(scan_chunks.VALUES, kept, out)
     else:
         kept = own.new_states() if keep else None
-        own.launch(FORWARD, out, kept, last)
+        own.launch(FORWARD, own.blocks, own.length, out, kept, last)
     return out, _of_vectors(last, own.width), kept if keep and kept is not None else u.new_empty(0)
 
 
+@bridge.small_operations()
 def differentiate(
     grad: Tensor,
     grad_last: Tensor | None,
@@ -149,22 +161,32 @@ def differentiate(
     u, delta, A, _, _, D, z, bias = own.operands
     grad, last = own.arrange(grad), None if grad_last is None else _to_vectors(grad_last, own.blocks)
     gu, gdelta, gz = torch.empty_like(u), torch.empty_like(delta), None if z is None else torch.empty_like(z)
+    of_states = [u.new_empty((own.batches, own.length, own.states)) for _ in range(2)]
     if in_passes or (in_passes is None and u.device.type == "cuda"):
-        gB, gC = own.new_sums(own.warps).zero_(), own.new_sums(own.warps).zero_()
+        sums = [x.zero_() for x in own.new_sums(own.warps, own.tiles)]
         ends, decays = own.new_states(), own.new_states()
         own.launch_tiles(scan_chunks.ADJOINT_ENDS, grad, ends, decays)
         own.join(ends, decays, last, None, True)
         rates = own.new_states().zero_()
-        own.launch_tiles(scan_chunks.ADJOINT_VALUES, kept, ends, grad, gu, gdelta, rates, gB, gC, gz)
+        own.launch_tiles(scan_chunks.ADJOINT_VALUES, kept, ends, grad, gu, gdelta, rates, *sums, gz)
+        own.sum(sums, of_states, 0, own.tiles)
         gA = _of_vectors(rates.sum(2)[:, None], own.width).sum((0, 1))
         gated = grad if z is None else grad * torch.nn.functional.silu(z)
         gD, gbias = None if D is None else (gated * u).sum((0, 2)), None if bias is None else gdelta.sum((0, 2))
     else:
-        gB, gC = own.new_sums(own.slots), own.new_sums(own.slots)
+        slots, tiles = max(1, min(own.blocks, _SLOTS // max(1, own.batches))), int(own.firsts[-1])
+        carried = u.new_zeros((own.batches, own.blocks, 3 * own.states + 4, TILE))
         each: list[Any] = [None if x is None else x.new_empty((own.batches, *x.shape)) for x in (A, D, bias)]
-        own.launch(BACKWARD, kept, grad, last, gu, gdelta, each[0], gB, gC, each[1], gz, each[2])
+        half = own.width * own.length // (4 * slots * max(1, own.states) * TILE)
+        spans = max(1, -(-tiles // max(_SPAN, half)))
+        sums = own.new_sums(slots, -(-tiles // spans))
+        for k in range(spans - 1, -1, -1):
+            begin, end = tiles * k // spans, tiles * (k + 1) // spans
+            others = kept, grad, last, gu, gdelta, each[0], *sums, each[1], gz, each[2], carried, begin, end
+            own.launch(BACKWARD, slots, (end - begin) * TILE, *others)
+            own.sum(sums, of_states, begin, end - begin)
         gA, gD, gbias = (None if x is None else x.sum(0) for x in each)
-    gB, gC = (_of_tokens(x.sum(1), own, flags[2]) for x in (gB, gC))
+    gB, gC = (x.transpose(1, 2) for x in of_states)
     return [gu, gdelta, gA, gB, gC, gD, gz, gbias]
 
 
@@ -177,17 +199,3 @@ def _to_vectors(x: Tensor, blocks: int) -> Tensor:
     """The inverse of `_of_vectors`."""
     filled = torch.nn.functional.pad(x, (0, 0, 0, blocks * TILE - x.shape[2]))
     return filled.unflatten(2, (blocks, TILE)).transpose(-1, -2).contiguous()
-
-
-def _of_tokens(x: Tensor, own: _Layout, reverse: bool) -> Tensor:
-    """(B, N, L) of tiles (B, tiles, N, TILE), each in the order of the scan."""
-    lengths = own.offsets.diff()
-
-    def of_cloud(values: Tensor) -> Tensor:
-        return values.repeat_interleave(lengths, output_size=own.length)
-
-    place = torch.arange(own.length, device=own.device) - of_cloud(own.offsets[:-1])
-    if reverse:
-        place = of_cloud(lengths) - 1 - place
-    place += of_cloud(own.firsts[:-1]) * TILE
-    return x.transpose(2, 3).flatten(1, 2)[:, place].transpose(1, 2)

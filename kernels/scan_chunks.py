@@ -9,7 +9,7 @@ States are (B, blocks, tiles, N, TILE), TILE channels side by side, as `geom.ker
 
 from geom.kernels.native import native_kernel
 
-__all__ = ["ADJOINT_ENDS", "ADJOINT_VALUES", "ENDS", "INPUTS", "JOINS", "TILE", "VALUES", "WARP"]
+__all__ = ["ADJOINT_ENDS", "ADJOINT_VALUES", "CLOUD", "ENDS", "INPUTS", "JOINS", "SUMS", "TILE", "VALUES", "WARP"]
 
 TILE = 16  # tokens of a tile, and channels that stand side by side
 WARP = 32  # channels of one sum in the gradients of B and C
@@ -18,9 +18,18 @@ WARP = 32  # channels of one sum in the gradients of B and C
 INPUTS = (
     "u_: int64, delta_: int64, A_: int64, B_: int64, C_: int64, D_: int64, z_: int64, bias_: int64, "
     "row: int64, b_batch: int64, b_token: int64, b_state: int64, c_batch: int64, c_token: int64, c_state: int64, "
-    "batches: int64, width: int64, tokens: int64, states: int64, clouds: int64, tiles: int64, slots: int64, "
+    "batches: int64, width: int64, tokens: int64, states: int64, clouds: int64, tiles: int64, "
     "signed_: int32, soft: int32, reverse: int32, channel: int64, token: int64, offsets_: int64, firsts_: int64"
 )
+
+# the cloud whose tile this is
+CLOUD = """
+    long long below = 0, above = clouds;
+    while (above - below > 1) {
+        const long long middle = (below + above) / 2;
+        if (firsts[middle] <= tile) below = middle; else above = middle;
+    }
+"""
 
 _BEGIN = """
     const long long* offsets = (const long long*)offsets_;
@@ -35,11 +44,7 @@ _TILE = (
     const long long d = i % padded, tile = i / padded % tiles, b = i / padded / tiles;
     const bool real = d < width && tile < firsts[clouds];  // others only take part in sums
     const long long c = real ? d : 0;
-    long long below = 0, above = clouds;  // the cloud whose tile this is
-    while (above - below > 1) {
-        const long long middle = (below + above) / 2;
-        if (firsts[middle] <= tile) below = middle; else above = middle;
-    }
+    CLOUD
     const long long done = (tile - firsts[below]) * TILE, left = offsets[below + 1] - offsets[below] - done;
     const int m = !real ? 0 : left < TILE ? (int)left : TILE;
     const long long start = reverse ? offsets[below + 1] - 1 - done : offsets[below] + done, way = reverse ? -1 : 1;
@@ -73,7 +78,7 @@ _TILE = (
 
 
 def _complete(code: str) -> str:
-    return code.replace("TILE", str(TILE)).replace("WARP", str(WARP))
+    return code.replace("CLOUD", CLOUD).replace("TILE", str(TILE)).replace("WARP", str(WARP))
 
 
 # Item (b, tile, d), d up to whole warps: the state after the tile, had it begun with 0, and the product of its decays.
@@ -243,6 +248,37 @@ ADJOINT_VALUES = native_kernel(
         ((REAL*)gdelta_)[at + s * step] = soft ? sum_delta * sigmoid(raw[s]) : sum_delta;
         ((REAL*)gu_)[at + s * step] = g_product[s] * delta[s] + g[s] * skip;
     }
+    """
+    ),
+)
+
+# Item (b, tile, n) of `count` tiles from first_tile on: the gradients of B and C, (B, tokens, N), from sums that are
+# (B, parts, count, N, TILE).
+SUMS = native_kernel(
+    __name__,
+    "sums",
+    f"{INPUTS}, sums_b_: int64, sums_c_: int64, gB_: int64, gC_: int64, parts: int64, first_tile: int64, count: int64",
+    _complete(
+        _BEGIN
+        + """
+    const long long n = i % states, tile = first_tile + i / states % count, b = i / states / count;
+    if (tile >= firsts[clouds]) return;
+    CLOUD
+    const long long done = (tile - firsts[below]) * TILE, left = offsets[below + 1] - offsets[below] - done;
+    const int m = left < TILE ? (int)left : TILE;
+    const long long start = reverse ? offsets[below + 1] - 1 - done : offsets[below] + done, way = reverse ? -1 : 1;
+    auto sum = [&](const REAL* sums, REAL* to) {
+        REAL total[TILE];
+        for (int s = 0; s < TILE; ++s) total[s] = REAL(0);
+        for (long long part = 0; part < parts; ++part) {
+            const REAL* own = sums + (((b * parts + part) * count + tile - first_tile) * states + n) * TILE;
+            for (int s = 0; s < TILE; ++s) total[s] += own[s];
+        }
+        to += (b * tokens + start) * states + n;
+        for (int s = 0; s < m; ++s) to[s * way * states] = total[s];
+    };
+    sum((const REAL*)sums_b_, (REAL*)gB_);
+    sum((const REAL*)sums_c_, (REAL*)gC_);
     """
     ),
 )

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from geom.kernels.native import native_kernel
-from geom.kernels.scan_chunks import INPUTS, TILE
+from geom.kernels.scan_chunks import CLOUD, INPUTS, TILE
 
 __all__ = ["BACKWARD", "FORWARD", "LARGEST"]
 
@@ -166,6 +166,7 @@ def _complete(code: str) -> str:
         "TURN": _turned("x"),
         "SUM_B": _summed("to_b"),
         "SUM_C": _summed("to_c"),
+        "CLOUD": CLOUD,
         "TILE": str(TILE),
         "LARGEST": str(LARGEST),
     }
@@ -177,7 +178,7 @@ def _complete(code: str) -> str:
 FORWARD = native_kernel(
     __name__,
     "scan",
-    f"{INPUTS}, out_: int64, kept_: int64, last_: int64",
+    f"{INPUTS}, slots: int64, out_: int64, kept_: int64, last_: int64",
     _complete("""
         for (long long cloud = 0; cloud < clouds; ++cloud) {
             const long long begin = offsets[cloud], end = offsets[cloud + 1];
@@ -227,107 +228,121 @@ FORWARD = native_kernel(
 BACKWARD = native_kernel(
     __name__,
     "scan_adjoint",
-    f"{INPUTS}, kept_: int64, g_: int64, g_last_: int64, gu_: int64, gdelta_: int64, gA_: int64, "
-    "gB_: int64, gC_: int64, gD_: int64, gz_: int64, gbias_: int64",
-    # Gradients of A, D and the bias are those of each batch, of B and C sums over the channels of each slot, (slots,
-    # tiles, states, TILE): an item runs through its channels in their order, and nobody else adds to its slot.
+    f"{INPUTS}, slots: int64, kept_: int64, g_: int64, g_last_: int64, gu_: int64, gdelta_: int64, gA_: int64, "
+    "sums_b_: int64, sums_c_: int64, gD_: int64, gz_: int64, gbias_: int64, "
+    "carried_: int64, first_tile: int64, last_tile: int64",
+    # Tiles from last_tile - 1 down to first_tile; what those before go on with is in `carried`, (B, blocks, 3 N + 4,
+    # TILE), 0 at first. Gradients of A, D and the bias are those of each batch, of B and C sums over the channels of
+    # each slot, (B, slots, last_tile - first_tile, N, TILE): an item runs through its channels in their order, and
+    # nobody else adds to its slot.
     _complete("""
         // sums over all tokens, tile by tile, with what rounding took from them
-        struct Sum { V total, lost; } g_rate[LARGEST], g_skip, g_bias;
-        auto begin_at_zero = [](Sum& sum) { sum.total = sum.lost = REAL(0); };
+        struct Sum { V total, lost; } *carried = (Sum*)((V*)carried_ + (b * blocks + block) * (3 * states + 4));
+        Sum g_skip = carried[0], g_bias = carried[1], g_rate[LARGEST];
+        V carry[LARGEST];
+        for (int n = 0; n < states; ++n) {
+            g_rate[n] = carried[2 + n];
+            carry[n] = ((V*)(carried + 2 + states))[n];
+        }
         auto add = [](Sum& sum, V x) {
             x -= sum.lost;
             const V total = sum.total + x;
             sum.lost = (total - sum.total) - x;
             sum.total = total;
         };
-        for (int n = 0; n < states; ++n) begin_at_zero(g_rate[n]);
-        begin_at_zero(g_skip);
-        begin_at_zero(g_bias);
-        for (long long cloud = 0; cloud < clouds; ++cloud) {
-            const long long begin = offsets[cloud], end = offsets[cloud + 1];
-            V carry[LARGEST];
-            const V* last = (const V*)g_last_ + ((b * clouds + cloud) * blocks + block) * states;
-            for (int n = 0; n < states; ++n) carry[n] = g_last_ ? last[n] : (V)REAL(0);
-            for (int k = (int)(firsts[cloud + 1] - firsts[cloud]) - 1; k >= 0; --k) {
-                TOKENS
-                const long long tile = firsts[cloud] + k;
-                const V* kept = (const V*)kept_ + ((b * blocks + block) * tiles + tile) * states;
-                V* own_b = (V*)gB_ + ((b * slots + slot) * tiles + tile) * states;
-                V* own_c = (V*)gC_ + ((b * slots + slot) * tiles + tile) * states;
-                V g[TILE], raw[TILE], product[TILE], y[TILE], g_product[TILE], g_delta[TILE];
-                load((const REAL*)g_ + at + low * token, some, m, x);
-                for (int s = 0; s < m; ++s) {
-                    raw[s] = delta[s] + bias;
-                    if (soft) delta[s] = softplus(raw[s]); else delta[s] = raw[s];
-                    product[s] = delta[s] * u[s];
-                    y[s] = skip * u[s];
-                    g[s] = x[s];
-                    g_product[s] = REAL(0);
-                    g_delta[s] = REAL(0);
-                }
-                V gate[TILE], open[TILE];
-                if (z_) {
-                    load((const REAL*)z_ + at + low * token, some, m, x);
-                    for (int s = 0; s < m; ++s) {
-                        gate[s] = x[s];
-                        open[s] = sigmoid(x[s]);
-                        g[s] *= gate[s] * open[s];
-                    }
-                }
-                auto run = [&](const int m) __attribute__((always_inline)) {
-                    for (int n = 0; n < states; ++n) {
-                        const V own = rate[n];
-                        const REAL* from_b = rows_b + n * b_state;
-                        const REAL* from_c = rows_c + n * c_state;
-                        V h = kept[n], decay[TILE], before[TILE], to_b[TILE], to_c[TILE];
-                        for (int s = 0; s < m; ++s) {
-                            decay[s] = power(delta[s] * own, magic_decay) + shift;
-                            before[s] = h;
-                            h = decay[s] * h + product[s] * from_b[s * step_b];
-                            to_c[s] = g[s] * h;
-                            if (z_) y[s] += h * from_c[s * step_c];
-                        }
-                        V on = carry[n], sum = REAL(0);
-                        for (int s = m - 1; s >= 0; --s) {
-                            const V g_h = g[s] * from_c[s * step_c] + on;
-                            to_b[s] = g_h * product[s];
-                            g_product[s] += g_h * from_b[s * step_b];
-                            on = decay[s] * g_h;
-                            const V g_power = (on - shift * g_h) * before[s];
-                            g_delta[s] += g_power * own;
-                            sum += g_power * delta[s];
-                        }
-                        carry[n] = on;
-                        add(g_rate[n], sum);
-                        for (int s = m; s < TILE; ++s) to_b[s] = to_c[s] = REAL(0);
-                        SUM_B
-                        SUM_C
-                        own_b[n] = block == begin_block ? to_b[0] : own_b[n] + to_b[0];
-                        own_c[n] = block == begin_block ? to_c[0] : own_c[n] + to_c[0];
-                    }
-                };
-                if (m == TILE) run(TILE); else run(m);
-                if (z_) {
-                    load((const REAL*)g_ + at + low * token, some, m, x);
-                    for (int s = 0; s < m; ++s) x[s] *= y[s] * open[s] * (1 + gate[s] * (1 - open[s]));
-                    store((REAL*)gz_ + at + low * token, some, m, x);
-                }
-                V skips = REAL(0), biases = REAL(0);
-                for (int s = 0; s < m; ++s) {
-                    g_delta[s] = g_delta[s] * ln2 + g_product[s] * u[s];
-                    if (soft) g_delta[s] *= sigmoid(raw[s]);
-                    skips += g[s] * u[s];
-                    biases += g_delta[s];
-                    x[s] = g_product[s] * delta[s] + g[s] * skip;
-                }
-                add(g_skip, skips);
-                add(g_bias, biases);
-                store((REAL*)gu_ + at + low * token, some, m, x);
-                for (int s = 0; s < m; ++s) x[s] = g_delta[s];
-                store((REAL*)gdelta_ + at + low * token, some, m, x);
+        long long tile = last_tile - 1;
+        CLOUD
+        for (; tile >= first_tile; --tile) {
+            while (firsts[below] > tile) --below;
+            const long long cloud = below, begin = offsets[cloud], end = offsets[cloud + 1], k = tile - firsts[cloud];
+            if (tile == firsts[cloud + 1] - 1) {
+                const V* last = (const V*)g_last_ + ((b * clouds + cloud) * blocks + block) * states;
+                for (int n = 0; n < states; ++n) carry[n] = g_last_ ? last[n] : (V)REAL(0);
             }
+            TOKENS
+            const V* kept = (const V*)kept_ + ((b * blocks + block) * tiles + tile) * states;
+            const long long sums_at = ((b * slots + slot) * (last_tile - first_tile) + tile - first_tile) * states;
+            V* own_b = (V*)sums_b_ + sums_at;
+            V* own_c = (V*)sums_c_ + sums_at;
+            V g[TILE], raw[TILE], product[TILE], y[TILE], g_product[TILE], g_delta[TILE];
+            load((const REAL*)g_ + at + low * token, some, m, x);
+            for (int s = 0; s < m; ++s) {
+                raw[s] = delta[s] + bias;
+                if (soft) delta[s] = softplus(raw[s]); else delta[s] = raw[s];
+                product[s] = delta[s] * u[s];
+                y[s] = skip * u[s];
+                g[s] = x[s];
+                g_product[s] = REAL(0);
+                g_delta[s] = REAL(0);
+            }
+            V gate[TILE], open[TILE];
+            if (z_) {
+                load((const REAL*)z_ + at + low * token, some, m, x);
+                for (int s = 0; s < m; ++s) {
+                    gate[s] = x[s];
+                    open[s] = sigmoid(x[s]);
+                    g[s] *= gate[s] * open[s];
+                }
+            }
+            auto run = [&](const int m) __attribute__((always_inline)) {
+                for (int n = 0; n < states; ++n) {
+                    const V own = rate[n];
+                    const REAL* from_b = rows_b + n * b_state;
+                    const REAL* from_c = rows_c + n * c_state;
+                    V h = kept[n], decay[TILE], before[TILE], to_b[TILE], to_c[TILE];
+                    for (int s = 0; s < m; ++s) {
+                        decay[s] = power(delta[s] * own, magic_decay) + shift;
+                        before[s] = h;
+                        h = decay[s] * h + product[s] * from_b[s * step_b];
+                        to_c[s] = g[s] * h;
+                        if (z_) y[s] += h * from_c[s * step_c];
+                    }
+                    V on = carry[n], sum = REAL(0);
+                    for (int s = m - 1; s >= 0; --s) {
+                        const V g_h = g[s] * from_c[s * step_c] + on;
+                        to_b[s] = g_h * product[s];
+                        g_product[s] += g_h * from_b[s * step_b];
+                        on = decay[s] * g_h;
+                        const V g_power = (on - shift * g_h) * before[s];
+                        g_delta[s] += g_power * own;
+                        sum += g_power * delta[s];
+                    }
+                    carry[n] = on;
+                    add(g_rate[n], sum);
+                    for (int s = m; s < TILE; ++s) to_b[s] = to_c[s] = REAL(0);
+                    SUM_B
+                    SUM_C
+                    own_b[n] = block == begin_block ? to_b[0] : own_b[n] + to_b[0];
+                    own_c[n] = block == begin_block ? to_c[0] : own_c[n] + to_c[0];
+                }
+            };
+            if (m == TILE) run(TILE); else run(m);
+            if (z_) {
+                load((const REAL*)g_ + at + low * token, some, m, x);
+                for (int s = 0; s < m; ++s) x[s] *= y[s] * open[s] * (1 + gate[s] * (1 - open[s]));
+                store((REAL*)gz_ + at + low * token, some, m, x);
+            }
+            V skips = REAL(0), biases = REAL(0);
+            for (int s = 0; s < m; ++s) {
+                g_delta[s] = g_delta[s] * ln2 + g_product[s] * u[s];
+                if (soft) g_delta[s] *= sigmoid(raw[s]);
+                skips += g[s] * u[s];
+                biases += g_delta[s];
+                x[s] = g_product[s] * delta[s] + g[s] * skip;
+            }
+            add(g_skip, skips);
+            add(g_bias, biases);
+            store((REAL*)gu_ + at + low * token, some, m, x);
+            for (int s = 0; s < m; ++s) x[s] = g_delta[s];
+            store((REAL*)gdelta_ + at + low * token, some, m, x);
         }
+        carried[0] = g_skip;
+        carried[1] = g_bias;
+        for (int n = 0; n < states; ++n) {
+            carried[2 + n] = g_rate[n];
+            ((V*)(carried + 2 + states))[n] = carry[n];
+        }
+        if (first_tile > 0) continue;
         for (int j = 0; j < some; ++j) {
             const long long c = b * width + first + j;
             for (int n = 0; n < states; ++n) ((REAL*)gA_)[c * states + n] = g_rate[n].total[j];

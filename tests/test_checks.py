@@ -49,6 +49,13 @@ def test_too_few_points() -> None:
         checks.check_points(torch.rand(2, 3), "target", minimum=3)
 
 
+def test_integers() -> None:
+    assert checks.check_integer(2, "steps") == 2 and checks.check_integer(0, "steps", 0) == 0
+    for bad in (0, -1, True, 2.0, "2", None, torch.tensor(2)):
+        with pytest.raises(ShapeError, match="steps: expected an integer of at least 1, got "):
+            checks.check_integer(bad, "steps")
+
+
 def test_offsets() -> None:
     device = torch.device("cpu")
     assert checks.check_offsets(None, 7, device=device).tolist() == [0, 7]

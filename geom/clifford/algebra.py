@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from geom.checks import check_choice, check_shape
+from geom.checks import check_choice, check_integer, check_shape
 from geom.clifford import products
 from geom.clifford.exponential import cosine_and_sine, inverse_sine
 from geom.errors import ShapeError
@@ -49,8 +49,7 @@ class Algebra:
 
     def __post_init__(self) -> None:
         for name, count in zip("pqr", self.signature, strict=True):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise ShapeError(f"{name}: expected an integer of at least 0, got {count!r}")
+            check_integer(count, name, 0)
         if not 1 <= self.dimension <= 8:
             raise ShapeError(f"p + q + r: expected 1 to 8 basis vectors, got {self.dimension}")
         every, of = blades(self.signature), metric(self.signature)

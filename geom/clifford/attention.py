@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from geom.checks import check_offsets, check_positive
+from geom.checks import check_integer, check_offsets, check_positive
 from geom.clifford.algebra import PGA, Algebra
 from geom.clifford.attention_planes import Layout, Part, attend_planes, can_attend_planes
 from geom.clifford.invariant_attention import Mask, attend, attend_by_products, geometric_attention, join_attention
-from geom.clifford.linear import EquiLinear, apply_together, check_join, check_size, enter, leave
+from geom.clifford.linear import EquiLinear, apply_together, check_join, enter, leave
 from geom.clifford.tracks import TrackHeads, Tracks
 from geom.errors import ShapeError
 
@@ -45,8 +45,8 @@ class AttentionPlan:
     distance: bool | None = None
 
     def __post_init__(self) -> None:
-        check_size(self.heads, "heads")
-        check_size(self.increase, "increase")
+        check_integer(self.heads, "heads")
+        check_integer(self.increase, "increase")
         check_positive(self.epsilon, "epsilon")
 
     def sizes(self, channels: int, scalars: int) -> tuple[int, int]:

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geom.checks import describe
+from geom.checks import check_integer, describe
 from geom.clifford.algebra import PGA, Algebra
 from geom.clifford.gates import GatedNonlinearity, GradeDropout
-from geom.clifford.linear import EquiLinear, apply_together, check_join, check_size, enter, leave
+from geom.clifford.linear import EquiLinear, apply_together, check_join, enter, leave
 from geom.clifford.products import multiply_planes
 from geom.clifford.reference import weight_of
 from geom.errors import ShapeError
@@ -31,7 +31,27 @@ def join_weight(join: bool, reference: Tensor | None, multivectors: Tensor) -> T
     return None if reference is None else weight_of(reference, multivectors)
 
 
-class GeometricBilinear(nn.Module):
+class _WithJoins(nn.Module):
+    """A layer on planes that wants the reference of joins."""
+
+    algebra: Algebra
+    join: bool
+
+    def forward(
+        self,
+        multivectors: Float[Tensor, "*b c_in blades"],
+        scalars: Float[Tensor, "*b s_in"] | None,
+        reference: Float[Tensor, "*r 1 16"] | None = None,
+    ) -> tuple[Float[Tensor, "*b c_out blades"], Float[Tensor, "*b s_out"] | None]:
+        x = enter(multivectors, algebra=self.algebra)
+        x, s = self.planes(x, scalars, join_weight(self.join, reference, multivectors))
+        return leave(x), s
+
+    def planes(self, x: Tensor, s: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
+
+
+class GeometricBilinear(_WithJoins):
     """Geometric products and joins of linear maps of the input, and a linear map of those (Brehmer et al., 2023,
     Section 3): linear_out(cat[left right, join(join_left, join_right; reference)], scalars).
 
@@ -59,7 +79,7 @@ class GeometricBilinear(nn.Module):
     ) -> None:
         super().__init__()
         self.algebra, self.join = algebra, check_join(join, algebra, "join")
-        if check_size(out_channels, "out_channels") % 2:
+        if check_integer(out_channels, "out_channels") % 2:
             raise ShapeError(f"out_channels: expected an even number, got {out_channels}")
         inner = out_channels // 2 if self.join else out_channels
 
@@ -72,16 +92,6 @@ class GeometricBilinear(nn.Module):
         self.linear_out = EquiLinear(
             out_channels, out_channels, in_scalars, out_scalars, algebra=algebra, generator=generator
         )
-
-    def forward(
-        self,
-        multivectors: Float[Tensor, "*b c_in blades"],
-        scalars: Float[Tensor, "*b s_in"] | None,
-        reference: Float[Tensor, "*r 1 16"] | None = None,
-    ) -> tuple[Float[Tensor, "*b c_out blades"], Float[Tensor, "*b s_out"] | None]:
-        x = enter(multivectors, algebra=self.algebra)
-        x, s = self.planes(x, scalars, join_weight(self.join, reference, multivectors))
-        return leave(x), s
 
     def planes(self, x: Tensor, s: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The layer on planes (B, ..., C_in), with the reference's e123 (...), or None where there are no joins.
@@ -98,7 +108,7 @@ class GeometricBilinear(nn.Module):
         return self.linear_out.planes(found.reshape(*y.shape[:-1], y.shape[-1] // 2), s)
 
 
-class GeoMLP(nn.Module):
+class GeoMLP(_WithJoins):
     """A `GeometricBilinear`, then a `GatedNonlinearity` and an `EquiLinear` for each further step.
 
     Args: channels, the numbers of them from input to output, at least two; scalars, as many; activation, as of
@@ -131,16 +141,6 @@ class GeoMLP(nn.Module):
             layers += [gate, EquiLinear(*size, algebra=algebra, generator=generator)]
         self.layers = nn.ModuleList(layers)
         self.dropout = GradeDropout(dropout, algebra=algebra)
-
-    def forward(
-        self,
-        multivectors: Float[Tensor, "*b c_in blades"],
-        scalars: Float[Tensor, "*b s_in"] | None,
-        reference: Float[Tensor, "*r 1 16"] | None = None,
-    ) -> tuple[Float[Tensor, "*b c_out blades"], Float[Tensor, "*b s_out"] | None]:
-        x = enter(multivectors, algebra=self.algebra)
-        x, s = self.planes(x, scalars, join_weight(self.join, reference, multivectors))
-        return leave(x), s
 
     def planes(self, x: Tensor, s: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The layers on planes (B, ..., C_in), with the reference's e123 (...), or None where there are no joins.

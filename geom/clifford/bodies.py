@@ -8,11 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from geom.checks import check_field, check_positive, check_shape
+from geom.checks import check_field, check_integer, check_positive, check_shape
 from geom.clifford.attention import AttentionPlan
 from geom.clifford.embedding import embed_plane, embed_point, embed_translation, extract_direction, extract_plane
 from geom.clifford.gatr import GATr, GATrPlan
-from geom.clifford.linear import check_size
 from geom.errors import FileFormatError, ShapeError
 from geom.lie import quaternion
 from geom.train import load_checkpoint, save_checkpoint
@@ -60,7 +59,7 @@ def move_bodies(bodies: Bodies, *, duration: float = DURATION, steps: int = 100)
 
     Guarantees: differentiable (but where two meet); deterministic; first order in h
     """
-    h = check_positive(duration, "duration") / check_size(steps, "steps")
+    h = check_positive(duration, "duration") / check_integer(steps, "steps")
     x, v = bodies.position, bodies.velocity
     for _ in range(steps):
         between = x[..., None, :, :] - x[..., :, None, :]
@@ -99,9 +98,9 @@ def draw_planets(
 
     Guarantees: not differentiable; deterministic under a seed; exact
     """
-    check_size(count, "count", 0)
+    check_integer(count, "count", 0)
     n = math.ceil(_SPARE * count)
-    shape = (n, check_size(planets, "planets"))
+    shape = (n, check_integer(planets, "planets"))
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, dtype=torch.float64, generator=generator)

@@ -5,23 +5,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from geom.checks import describe
+from geom.checks import check_integer, describe
 from geom.clifford.algebra import PGA, Algebra
 from geom.clifford.attention import AttentionPlan, SelfAttention
 from geom.clifford.bilinear import GeoMLP, join_weight
 from geom.clifford.gates import GradeDropout
-from geom.clifford.linear import EquiLinear, check_join, check_size, enter, leave
+from geom.clifford.invariant_attention import Mask
+from geom.clifford.linear import EquiLinear, check_join, enter, leave
 from geom.clifford.norm import EquiLayerNorm
-from geom.clifford.reference import centre_of, join_reference, translate
+from geom.clifford.reference import centre_of, check_clouds, translate, weight_of
 from geom.clifford.tracks import TrackProducts, Tracks, check_tracks, normalise_tracks
 from geom.errors import ShapeError
 
 __all__ = ["AxialGATr", "GATr", "GATrBlock", "GATrPlan"]
 
-Mask = Bool[Tensor, "*mask"] | Float[Tensor, "*mask"]
+_Extra = tuple[Tensor | None, Tensor | None]  # multivectors and scalars of the input that attention sees again
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class GATrPlan:
         if self.algebra.dimension > 5 or self.algebra.r > 1:
             raise ShapeError(f"algebra: expected at most 5 basis vectors, one of them null, got {self.algebra}")
         for name in ("channels", "scalars"):
-            check_size(getattr(self, name), name)
-        check_size(self.blocks, "blocks", 0)
+            check_integer(getattr(self, name), name)
+        check_integer(self.blocks, "blocks", 0)
 
     @property
     def joins(self) -> bool:
@@ -178,7 +179,7 @@ class GATrBlock(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """What both nets share: the ways in and out, and the clouds' centres and references."""
+    """What the nets of multivectors share: checks, the ways in and out, and the clouds' centres and references."""
 
     def __init__(
         self,
@@ -210,44 +211,46 @@ class _Transformer(nn.Module):
         multivectors: Tensor,
         scalars: Tensor | None,
         reference: str | Tensor,
-        axes: int,
         offsets: Tensor | None,
         mask: Any,
+        *,
+        axes: int = 1,
+        batched: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        weight = None
-        if not self.plan.joins and (not isinstance(reference, str) or reference != "data"):
+        plan, first = self.plan, self.linear_in
+        counts = first.in_channels, first.in_scalars
+        check_clouds(multivectors, scalars, counts, blades=plan.algebra.size, axes=axes, batched=batched)
+        if not plan.joins and (not isinstance(reference, str) or reference != "data"):
             raise ShapeError(f"reference: expected none where there are no joins, got {describe(reference)}")
-        if self.plan.algebra != PGA:
-            x, s = self._blocks(enter(multivectors, algebra=self.plan.algebra), scalars, weight, mask, offsets)
-            x, s = self.linear_out.planes(x, s)
-            return leave(x), s
-        # Networks commute with translations, so where the origin is matters to rounding alone, and not to gradients.
-        dtype, far = multivectors.dtype, multivectors.double()
-        centre = centre_of(far.detach(), offsets=offsets, axes=axes)
-        local = translate(far, -centre).to(dtype)
-        if self.plan.joins:
-            if isinstance(reference, str):
-                reference = join_reference(local, reference, offsets=offsets, axes=axes)
-            weight = join_weight(True, reference, local)
-        x, s = self._blocks(enter(local), scalars, weight, mask, offsets)
-        x, s = self.linear_out.planes(x, s)
-        return translate(leave(x).double(), centre).to(dtype), s
+        x, dtype = multivectors, multivectors.dtype
+        weight = centre = None
+        if plan.algebra == PGA:
+            # Networks commute with translations, so where the origin is matters to rounding, and not to gradients.
+            x = x.double()
+            centre = centre_of(x.detach(), offsets=offsets, axes=axes)
+            x = translate(x, -centre).to(dtype)
+        if plan.joins:
+            weight = weight_of(reference, x, offsets=offsets, axes=axes)
+        x, s = enter(x, algebra=plan.algebra), scalars
+        extra = (
+            x[..., list(plan.reinsert_channels)] if plan.reinsert_channels else None,
+            None if s is None or not plan.reinsert_scalars else s[..., list(plan.reinsert_scalars)],
+        )
+        x, s = first.planes(x, s)
+        assert s is not None
+        x, s = self.linear_out.planes(*self._blocks(x, s, weight, extra, mask, offsets))
+        x = leave(x)
+        return x if centre is None else translate(x.double(), centre).to(dtype), s
 
     def _blocks(
-        self, x: Tensor, s: Tensor | None, weight: Any, mask: Any, offsets: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        channels, scalars = self.plan.reinsert_channels, self.plan.reinsert_scalars
-        extra = (
-            x[..., list(channels)] if channels else None,
-            None if s is None or not scalars else s[..., list(scalars)],
-        )
-        x, s = self.linear_in.planes(x, s)
+        self, x: Tensor, s: Tensor, weight: Any, extra: _Extra, mask: Any, offsets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The blocks on planes (B, ..., n, C) and scalars (..., n, S); extra, those of the input that come again."""
         tracks: Tracks = {}
         if self.products is not None:
             tracks = self.products(x, s, tracks, weight)[2]
         for block in self.blocks:
             assert isinstance(block, GATrBlock)
-            assert s is not None
             if weight is not None and tracks:
                 x, s, tracks = block.planes_and_tracks(x, s, tracks, weight, extra, mask, offsets)
             else:
@@ -260,6 +263,7 @@ class GATr(_Transformer):
 
     With the reference "data" it commutes with rotations, translations and reflections, with "canonical" with the proper
     ones. Clouds are computed about the centres of their points, `centre_of`, so that they may be far from the origin.
+    Numbers are not looked at: a cloud with NaN or inf gives NaN, and those beside it what they would alone.
 
     With plan.algebra another than `PGA` it commutes with the Pin(p, q, r) of that, which for `EGA` leaves translations
     out: embed the places of a cloud about its centroid, and add that to the places that come out. Points of `CGA`,
@@ -311,10 +315,7 @@ class GATr(_Transformer):
         offsets: Int64[Tensor, "clouds"] | None = None,
         reference: str | Float[Tensor, "*r 1 16"] = "data",
     ) -> tuple[Float[Tensor, "*b n c_out blades"], Float[Tensor, "*b n s_out"] | None]:
-        if not isinstance(multivectors, Tensor) or multivectors.ndim < 3:
-            wanted = f"(..., n, channels, {self.plan.algebra.size})"
-            raise ShapeError(f"multivectors: expected a tensor {wanted}, got {describe(multivectors)}")
-        return self._run(multivectors, scalars, reference, 1, offsets, mask)
+        return self._run(multivectors, scalars, reference, offsets, mask)
 
 
 class AxialGATr(_Transformer):
@@ -324,7 +325,8 @@ class AxialGATr(_Transformer):
         which must have none; plan without reinserted channels.
     The call: multivectors (..., i, j, C_in, 16), scalars (..., i, j, S_in) or None; masks, as in `geom.nn.attention`,
         of attention along i, which broadcasts to (..., j, heads, i, i), and along j, to (..., i, heads, j, j);
-        reference, as of `GATr`, "data" being the mean over a whole grid. The result: as of `GATr`.
+        offsets, None alone, for grids of several sizes are padded and masked; reference, as of `GATr`, "data" being the
+        mean over a whole grid. The result: as of `GATr`.
     Raises: ShapeError.
 
     Guarantees: differentiable (any order); deterministic but for dropout; 1e-13 f64, 1e-6 f32 of the greatest entry
@@ -352,20 +354,19 @@ class AxialGATr(_Transformer):
         scalars: Float[Tensor, "*b i j s_in"] | None = None,
         *,
         masks: tuple[Tensor | None, Tensor | None] = (None, None),
+        offsets: None = None,
         reference: str | Float[Tensor, "*r 1 16"] = "data",
     ) -> tuple[Float[Tensor, "*b i j c_out blades"], Float[Tensor, "*b i j s_out"] | None]:
-        if not isinstance(multivectors, Tensor) or multivectors.ndim < 4:
-            raise ShapeError(f"multivectors: expected a tensor (..., i, j, channels, 16), got {describe(multivectors)}")
-        return self._run(multivectors, scalars, reference, 2, None, masks)
+        if offsets is not None:
+            raise ShapeError(f"offsets: expected None for grids, which are padded and masked, got {describe(offsets)}")
+        return self._run(multivectors, scalars, reference, None, masks, axes=2)
 
     def _blocks(
-        self, x: Tensor, s: Tensor | None, weight: Any, mask: Any, offsets: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        x, s = self.linear_in.planes(x, s)
+        self, x: Tensor, s: Tensor, weight: Any, extra: _Extra, mask: Any, offsets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         for k, block in enumerate(self.blocks):
             assert isinstance(block, GATrBlock)
-            assert s is not None
             x, s = block.planes(x, s, weight, mask=mask[1 - k % 2])
             x, s = x.transpose(-3, -2), s.transpose(-3, -2)  # the next one goes along the other axis
             weight = None if weight is None else weight.mT
-        return (x.transpose(-3, -2), s if s is None else s.transpose(-3, -2)) if len(self.blocks) % 2 else (x, s)
+        return (x.transpose(-3, -2), s.transpose(-3, -2)) if len(self.blocks) % 2 else (x, s)

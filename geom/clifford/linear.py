@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from geom.checks import check_choice, check_shape, describe
+from geom.checks import check_choice, check_integer, check_shape, describe
 from geom.clifford.algebra import PGA, Algebra
 from geom.clifford.linear_map import linear_planes, run_linear
 from geom.clifford.planes import from_planes, to_planes
 from geom.clifford.trilinear import run_kernels
 from geom.errors import ShapeError
 
-__all__ = ["EquiLinear", "apply_together", "check_join", "check_size", "enter", "leave"]
+__all__ = ["EquiLinear", "apply_together", "check_join", "enter", "leave"]
 
 # Inside networks components come first, (16, ..., C), so that each is a plane of memory: `enter` and `leave` turn
 # multivectors (..., C, 16) into such planes and back.
@@ -50,16 +50,6 @@ def _spread(algebra: Algebra) -> list[float]:
         return list(_SPREAD)
     n = algebra.dimension
     return [*(float(math.comb(n, k)) for k in range(n + 1)), *(math.comb(n - 1, k) / 2 for k in range(algebra.r * n))]
-
-
-def check_size(count: int, name: str, minimum: int = 1) -> int:
-    """Return `count` if it is an integer of at least `minimum`. Raises: ShapeError.
-
-    Guarantees: not differentiable; deterministic; exact
-    """
-    if isinstance(count, bool) or not isinstance(count, int) or count < minimum:
-        raise ShapeError(f"{name}: expected an integer of at least {minimum}, got {count!r}")
-    return count
 
 
 def check_join(wanted: bool | None, algebra: Algebra, name: str) -> bool:
@@ -115,12 +105,12 @@ class EquiLinear(nn.Module):
         check_choice(init, INITS, "init")
         self.algebra = algebra
         self.in_channels, self.out_channels = (
-            check_size(in_channels, "in_channels"),
-            check_size(out_channels, "out_channels"),
+            check_integer(in_channels, "in_channels"),
+            check_integer(out_channels, "out_channels"),
         )
         self.in_scalars, self.out_scalars = (
-            check_size(in_scalars, "in_scalars", 0),
-            check_size(out_scalars, "out_scalars", 0),
+            check_integer(in_scalars, "in_scalars", 0),
+            check_integer(out_scalars, "out_scalars", 0),
         )
         size, shift = INITS[init]
         both = 2 if in_scalars else 1

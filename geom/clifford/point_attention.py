@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from geom.checks import check_choice, check_same, check_shape, describe, readable
+from geom.checks import check_choice, check_integer, check_same, check_shape, describe, readable
 from geom.clifford.point_products import TupleProducts
 from geom.errors import ShapeError
 
@@ -93,8 +93,7 @@ class PointAttention(nn.Module):
         for name, way in (("merge", merge), ("join", join)):
             check_choice(way, ("mean", "concat"), name)
         for name, number in (("channels", channels), ("chunk", chunk)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ShapeError(f"{name}: expected an integer of at least 1, got {number!r}")
+            check_integer(number, name)
         self.channels, self.products, self.output, self.reduce = channels, products, output, reduce
         self.labelled, self.convex, self.chunk = labelled, convex, chunk
         self.value_net, self.score_net = net(products.invariant_count, channels), net(channels, 1)

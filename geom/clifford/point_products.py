@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geom.checks import check_choice
+from geom.checks import check_choice, check_integer
 from geom.clifford.algebra import EGA
-from geom.errors import ShapeError
 from geom.roots import safe_norm, safe_sqrt
 
 __all__ = ["TupleProducts"]
@@ -61,9 +60,7 @@ class TupleProducts:
 
     def __post_init__(self) -> None:
         for name, least in (("rank", 1), ("linear_terms", 0)):
-            number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ShapeError(f"{name}: expected an integer of at least {least}, got {number!r}")
+            check_integer(getattr(self, name), name, least)
         for name in ("invariants", "covariants", "linear"):
             check_choice(getattr(self, name), MODES, name)
 

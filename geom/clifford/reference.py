@@ -1,4 +1,4 @@
-"""What a cloud of multivectors has in common: the reference of its joins, and its centre."""
+"""What clouds of multivectors have in common: shapes, the reference of their joins, and their centres."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,7 +10,38 @@ from geom.clifford.embedding import embed_translation
 from geom.errors import ShapeError
 from geom.nn.scatter import scatter
 
-__all__ = ["centre_of", "join_reference", "translate", "weight_of"]
+__all__ = ["centre_of", "check_clouds", "join_reference", "translate", "weight_of"]
+
+
+def check_clouds(
+    multivectors: object,
+    scalars: object,
+    counts: tuple[int, int],
+    *,
+    name: str = "multivectors",
+    blades: int = PGA.size,
+    axes: int = 1,
+    batched: bool = True,
+    required: bool = False,
+) -> None:
+    """Raise ShapeError unless a network can take these: multivectors (..., n, channels, blades), scalars (..., n, S).
+
+    Args: counts, of channels and of scalars; axes, of items, 2 in grids; batched, whether there may be others before
+        them; required, whether scalars may not be None where there are some.
+    """
+    channels, count = counts
+    if (
+        not isinstance(multivectors, Tensor)
+        or multivectors.shape[-2:] != (channels, blades)
+        or multivectors.ndim < axes + 2
+        or (multivectors.ndim > axes + 2 and not batched)
+    ):
+        items = "..., " * batched + ("n" if axes == 1 else "i, j")
+        raise ShapeError(f"{name}: expected a tensor ({items}, {channels}, {blades}), got {describe(multivectors)}")
+    wanted = (*multivectors.shape[:-2], count)
+    missing = scalars is None and required and count > 0
+    if missing or (scalars is not None and not (isinstance(scalars, Tensor) and scalars.shape == wanted)):
+        raise ShapeError(f"scalars: expected {f'shape {wanted}' if count else None}, got {describe(scalars)}")
 
 
 def join_reference(
@@ -53,13 +84,15 @@ def cloud_means(x: Tensor, offsets: Tensor) -> Tensor:
     return scatter(x, own, len(lengths), reduce="mean")[own]
 
 
-def weight_of(reference: Tensor, multivectors: Tensor) -> Tensor:
-    """e123 of a reference (..., 1, 16) for every item of multivectors (..., C, 16): (...).
+def weight_of(reference: str | Tensor, multivectors: Tensor, *, offsets: Tensor | None = None, axes: int = 1) -> Tensor:
+    """e123 of a reference (..., 1, 16), or one of a kind, for every item of multivectors (..., C, 16): (...).
 
-    Raises: ShapeError.
+    Args: as of `join_reference`. Raises: ShapeError.
 
     Guarantees: differentiable; deterministic; exact
     """
+    if isinstance(reference, str):
+        reference = join_reference(multivectors, reference, offsets=offsets, axes=axes)
     check_shape(reference, (1, PGA.size), "reference")
     try:
         return reference[..., 0, PGA.volume].expand(multivectors.shape[:-2])

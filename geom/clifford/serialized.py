@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geom.checks import describe
-from geom.clifford.gatr import GATrBlock, GATrPlan, _Transformer
-from geom.clifford.linear import check_size
+from geom.checks import check_integer, describe
+from geom.clifford.gatr import GATrBlock, GATrPlan, _Extra, _Transformer
 from geom.errors import ShapeError
-from geom.nn.serialized_attention import Patches, patches
+from geom.nn.serialized_attention import patches
 
 __all__ = ["SerializedGATr"]
 
@@ -58,7 +57,7 @@ class SerializedGATr(_Transformer):
         if not plan.joins or plan.tracks:
             raise ShapeError(f"plan: expected joins and no tracks, got {plan}")
         super().__init__(in_channels, out_channels, in_scalars, out_scalars, plan, [plan] * plan.blocks, generator)
-        self.patch = check_size(patch, "patch", 2)
+        self.patch = check_integer(patch, "patch", 2)
 
     def forward(
         self,
@@ -69,41 +68,33 @@ class SerializedGATr(_Transformer):
         offsets: Int64[Tensor, "clouds"] | None = None,
         reference: str | Float[Tensor, "*r 1 16"] = "data",
     ) -> tuple[Float[Tensor, "n c_out 16"], Float[Tensor, "n s_out"] | None]:
-        if not isinstance(multivectors, Tensor) or multivectors.ndim != 3:
-            raise ShapeError(f"multivectors: expected a tensor (N, channels, 16), got {describe(multivectors)}")
-        rows = torch.atleast_2d(orders) if isinstance(orders, Tensor) else None
-        if rows is None or rows.ndim != 2 or not len(rows) or rows.shape[1] != len(multivectors):
-            raise ShapeError(f"orders: expected an int64 tensor (K, {len(multivectors)}), got {describe(orders)}")
-        turns = [divmod(k, len(rows)) for k in range(min(len(self.blocks), 2 * len(rows)))]
-        cuts = [patches(rows[k], self.patch, shift=turn * self.patch // 2, offsets=offsets) for turn, k in turns]
-        return self._run(multivectors, scalars, reference, 1, offsets, cuts)
+        return self._run(multivectors, scalars, reference, offsets, orders, batched=False)
 
     def _blocks(
-        self, x: Tensor, s: Tensor | None, weight: Tensor, mask: Any, offsets: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The blocks, each on planes (16, P, patch, C), or one patch after the other where their sizes differ.
-
-        Args: as of `GATr`; in place of a mask, the Patches that blocks take in turn.
-        """
-        channels, scalars = self.plan.reinsert_channels, self.plan.reinsert_scalars
-        more = x[..., list(channels)] if channels else None
-        own = None if s is None or not scalars else s[..., list(scalars)]
-        x, t = self.linear_in.planes(x, s)
-        assert t is not None
+        self, x: Tensor, s: Tensor, weight: Tensor, extra: _Extra, mask: Any, offsets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The blocks, each on planes (16, P, patch, C), or one patch after the other where their sizes differ; in place
+        of a mask, the orders."""
+        rows = torch.atleast_2d(mask) if isinstance(mask, Tensor) else None
+        if rows is None or rows.ndim != 2 or not len(rows) or rows.shape[1] != len(s):
+            raise ShapeError(f"orders: expected an int64 tensor (K, {len(s)}), got {describe(mask)}")
+        turns = [divmod(k, len(rows)) for k in range(min(len(self.blocks), 2 * len(rows)))]
+        cuts = [patches(rows[k], self.patch, shift=turn * self.patch // 2, offsets=offsets) for turn, k in turns]
+        more, own = extra
         home = None
         for k, block in enumerate(self.blocks):
             assert isinstance(block, GATrBlock)
-            cut: Patches = mask[k % len(mask)]
+            cut = cuts[k % len(cuts)]
             step = cut.index if home is None else home[cut.index]  # from patches to patches at once
             extra = (
                 None if more is None else _cut(more, 1, cut.index, cut.size),
                 None if own is None else _cut(own, 0, cut.index, cut.size),
             )
-            x, t, w = _cut(x, 1, step, cut.size), _cut(t, 0, step, cut.size), _cut(weight, 0, cut.index, cut.size)
-            x, t = block.planes(x, t, w, extra, None, cut.offsets if cut.size is None else None)
-            x, t = x.flatten(1, -2), t.flatten(0, -2)
+            x, s, w = _cut(x, 1, step, cut.size), _cut(s, 0, step, cut.size), _cut(weight, 0, cut.index, cut.size)
+            x, s = block.planes(x, s, w, extra, None, cut.offsets if cut.size is None else None)
+            x, s = x.flatten(1, -2), s.flatten(0, -2)
             home = cut.home
-        return (x, t) if home is None else (x.index_select(1, home), t.index_select(0, home))
+        return (x, s) if home is None else (x.index_select(1, home), s.index_select(0, home))
 
 
 def _cut(x: Tensor, axis: int, index: Tensor, size: int | None) -> Tensor:

@@ -1,15 +1,15 @@
 """`SlimGATr`: a geometric algebra transformer of scalars, planes and points alone, for point clouds."""
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from geom.checks import check_shape, describe
+from geom.checks import check_integer, check_shape
 from geom.clifford.algebra import PGA
 from geom.clifford.attention import AttentionPlan
 from geom.clifford.gatr import GATrPlan
-from geom.clifford.linear import check_size
-from geom.clifford.reference import centre_of, join_reference, weight_of
+from geom.clifford.invariant_attention import Mask
+from geom.clifford.reference import centre_of, check_clouds, weight_of
 from geom.clifford.slim_layers import SlimLinear, attention_features, gate, join_heads, normalise
 from geom.clifford.slim_products import multiply_slim
 from geom.errors import ShapeError
@@ -17,7 +17,6 @@ from geom.nn.ragged_attention import attention
 
 __all__ = ["SlimGATr", "from_slim", "to_slim"]
 
-Mask = Bool[Tensor, "*mask"] | Float[Tensor, "*mask"]
 _KEPT = [i for i, grade in enumerate(PGA.grades) if grade in (0, 1, 3)]
 # Inside networks planes and points are x (8, ..., C) of components d, n, q, w, as in `slim_products`: the places and
 # signs of those among the 9.
@@ -114,7 +113,8 @@ class SlimGATr(nn.Module):
     into the other, and have cross products, planes through points and distances from planes. Where three planes meet
     takes lines, and so a `GATr`. Otherwise it is as that one, with the linear maps (4 of 9), attention and gates of it,
     but scalars of channels are part of the scalars in norms and linear maps, and norms of planes and of points are
-    apart. Clouds are computed about the centres of their points, so that they may be far from the origin.
+    apart. Clouds are computed about the centres of their points, so that they may be far from the origin; one with NaN
+    gives NaN, as in `GATr`.
 
     Args:
         in_channels, out_channels, in_scalars, out_scalars: 0 for no scalars.
@@ -157,10 +157,10 @@ class SlimGATr(nn.Module):
             raise ShapeError(
                 f"plan: expected channels, scalars, blocks and attention alone, without rotary, got {plan}"
             )
-        check_size(in_channels, "in_channels")
-        self.in_channels, self.in_scalars = in_channels, check_size(in_scalars, "in_scalars", 0)
-        self.out_channels, self.out_scalars = check_size(out_channels, "out_channels"), out_scalars
-        check_size(out_scalars, "out_scalars", 0)
+        check_integer(in_channels, "in_channels")
+        self.in_channels, self.in_scalars = in_channels, check_integer(in_scalars, "in_scalars", 0)
+        self.out_channels, self.out_scalars = check_integer(out_channels, "out_channels"), out_scalars
+        check_integer(out_scalars, "out_scalars", 0)
         both = plan.channels + plan.scalars
         self.linear_in = SlimLinear((in_channels + in_scalars, both), (in_channels, plan.channels), generator)
         self.blocks = nn.ModuleList(_SlimBlock(plan, generator) for _ in range(plan.blocks))
@@ -175,20 +175,13 @@ class SlimGATr(nn.Module):
         offsets: Int64[Tensor, "clouds"] | None = None,
         reference: str | Float[Tensor, "*r 1 9"] = "data",
     ) -> tuple[Float[Tensor, "*b n c_out 9"], Float[Tensor, "*b n s_out"] | None]:
-        if not isinstance(slim, Tensor) or slim.ndim < 3 or slim.shape[-2:] != (self.in_channels, len(_KEPT)):
-            raise ShapeError(f"slim: expected a tensor (..., n, {self.in_channels}, 9), got {describe(slim)}")
+        check_clouds(slim, scalars, (self.in_channels, self.in_scalars), name="slim", blades=len(_KEPT), required=True)
         batch = slim.shape[:-2]
-        wanted = (*batch, self.in_scalars) if self.in_scalars else None
-        if (None if scalars is None else scalars.shape) != wanted:
-            raise ShapeError(f"scalars: expected {f'shape {wanted}' if wanted else None}, got {describe(scalars)}")
         # Where the origin is matters to rounding alone, and not to gradients.
         full, dtype = from_slim(slim), slim.dtype
         centre = centre_of(full.detach().double(), offsets=offsets)[..., 0, :]
-        if isinstance(reference, str):
-            reference = join_reference(full, reference, offsets=offsets)
-        else:
-            reference = from_slim(reference)
-        weight = weight_of(reference, full).reshape(-1)
+        reference = reference if isinstance(reference, str) else from_slim(reference)
+        weight = weight_of(reference, full, offsets=offsets).reshape(-1)
         x = slim[..., _PLACES].movedim(-1, 0) * slim.new_tensor(_SIGNS).reshape(-1, *(1,) * (slim.ndim - 1))
         x = _translate(x.double(), -centre).to(dtype).reshape(8, -1, self.in_channels)
         z = slim[..., 0] if scalars is None else torch.cat([slim[..., 0], scalars], -1)

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from geom.checks import check_choice, check_shape
-from geom.clifford.linear import check_size
+from geom.checks import check_choice, check_integer, check_shape
 from geom.errors import ShapeError
 
 __all__ = [
@@ -280,7 +279,7 @@ def check_tracks(tracks: Mapping[int, int]) -> dict[int, int]:
     """
     for degree, count in tracks.items():
         check_choice(degree, _DEGREES, "tracks")
-        check_size(count, f"tracks[{degree}]")
+        check_integer(count, f"tracks[{degree}]")
     if 2 not in tracks:
         raise ShapeError(f"tracks: expected channels of degree 2, got {dict(tracks)}")
     return dict(sorted(tracks.items()))

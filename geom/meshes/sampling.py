@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geom.checks import check_points
+from geom.checks import check_integer, check_points
 from geom.errors import ShapeError
 from geom.meshes.geometry import area_vectors, face_areas, unit
 from geom.meshes.mesh import Mesh
@@ -40,8 +40,7 @@ def sample_surface(mesh: Mesh, count: int, *, generator: torch.Generator | None 
     Guarantees: differentiable (in the vertices); deterministic under a generator; 2e-16 f64, 2e-7 f32 of the extent
     """
     vertices, faces = check_points(mesh.vertices, "mesh.vertices"), mesh.faces
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ShapeError(f"count: expected an integer of at least 0, got {count!r}")
+    check_integer(count, "count", 0)
     total = face_areas(vertices.detach().double(), faces).cumsum(0)
     if count and (not len(total) or not float(total[-1]) > 0):
         raise ShapeError("mesh: expected a surface of positive area, got none")

@@ -2,8 +2,8 @@
 
 import torch
 
-from geom.checks import check_points
-from geom.errors import MissingDependencyError, ShapeError
+from geom.checks import check_integer, check_points
+from geom.errors import MissingDependencyError
 from geom.meshes.distance import closest_points
 from geom.meshes.mesh import Mesh
 
@@ -23,8 +23,7 @@ def decimate(mesh: Mesh, count: int) -> Mesh:
 
     Guarantees: not differentiable; deterministic
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ShapeError(f"count: expected an integer of at least 1, got {count!r}")
+    check_integer(count, "count")
     try:
         from fast_simplification import simplify
     except ImportError:

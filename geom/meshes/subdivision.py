@@ -5,7 +5,7 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
-from geom.checks import check_choice, check_points, describe
+from geom.checks import check_choice, check_integer, check_points, describe
 from geom.errors import ShapeError
 from geom.meshes.geometry import edges, half_edges, unique_pairs
 from geom.meshes.mesh import Mesh
@@ -37,7 +37,7 @@ def subdivide(mesh: Mesh, *, steps: int = 1, scheme: str = "loop") -> Mesh:
     """
     check_choice(scheme, ("loop", "midpoint"), "scheme")
     check_points(mesh.vertices, "mesh.vertices")
-    for _ in range(_whole(steps, "steps")):
+    for _ in range(check_integer(steps, "steps", 0)):
         mesh = _refine(mesh, scheme == "loop")
     return mesh
 
@@ -62,16 +62,10 @@ def smooth(mesh: Mesh, *, steps: int = 10, strength: float = 0.5, keep_volume: b
     start, stop = torch.cat([pairs, pairs.flip(1)]).unbind(-1)
     number = torch.bincount(start, minlength=len(x))[:, None]
     factors = [strength, 1 / (_PASS - 1 / strength)] if keep_volume else [strength]
-    for factor in factors * _whole(steps, "steps"):
+    for factor in factors * check_integer(steps, "steps", 0):
         mean = torch.zeros_like(x).index_add(0, start, x[stop]) / number.clamp(min=1)
         x = torch.where(number > 0, x + factor * (mean - x), x)
     return Mesh(x, mesh.faces, colors=mesh.colors)
-
-
-def _whole(x: object, name: str) -> int:
-    if not isinstance(x, int) or isinstance(x, bool) or x < 0:
-        raise ShapeError(f"{name}: expected an integer of at least 0, got {describe(x)}")
-    return x
 
 
 def _refine(mesh: Mesh, loop: bool) -> Mesh:

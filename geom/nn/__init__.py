@@ -1,5 +1,6 @@
 """Learning on what is sparse or ragged: voxels, reductions and convolution over them, attention within clouds."""
 
+from geom.nn.batch_norm import BatchNorm
 from geom.nn.kernel_map import KernelMap, lookup, strided_map, submanifold_map
 from geom.nn.layers import SparseConv3d, SparseInverseConv3d, SubmanifoldConv3d
 from geom.nn.official import load_official
@@ -23,6 +24,7 @@ __all__ = [
     "SparseConv3d",
     "SparseInverseConv3d",
     "SubmanifoldConv3d",
+    "BatchNorm",
     "attention",
     "Patches",
     "patches",

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from geom.errors import ShapeError
+from geom.checks import check_integer
 from geom.nn.kernel_map import KernelMap, strided_map, submanifold_map
 from geom.nn.sparse_conv import sparse_conv
 from geom.nn.voxels import Triple, Voxels, triple
@@ -29,8 +29,7 @@ class _Layer(nn.Module):
     ) -> None:
         super().__init__()
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-                raise ShapeError(f"{name}: expected an integer of at least 1, got {channels!r}")
+            check_integer(channels, name)
         self.kernel_size = triple(kernel_size, "kernel_size", 1)
         elements = math.prod(self.kernel_size)
         bound = 1 / math.sqrt(elements * in_channels)

@@ -7,6 +7,7 @@ from torch import Tensor
 from geom.checks import check_offsets, check_points, describe
 from geom.errors import ShapeError
 from geom.nn.scatter import scatter
+from geom.points.cloud import offsets_of
 from geom.values import Value, value
 
 __all__ = ["Patches", "patches", "principal_coordinates"]
@@ -74,7 +75,7 @@ def patches(
     own = (torch.arange(number, device=device) - first[cloud]) * size - shift
     start = bounds[cloud] + torch.minimum(own, lengths[cloud] - size).clamp(min=0)
     width = lengths[cloud].clamp(max=size)
-    ends = torch.cat([width.new_zeros(1), width.cumsum(0)])
+    ends = offsets_of(width)
     places = torch.arange(int(ends[-1]), device=device) + (start - ends[:-1])[_numbers(width, int(ends[-1]))]
 
     along, cloud = torch.arange(count, device=device), _numbers(lengths, count)

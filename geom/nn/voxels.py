@@ -1,7 +1,5 @@
 """`Voxels`: occupied cells of a grid and their features; points gathered into them, and fine ones into coarse ones."""
 
-import dataclasses
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -11,7 +9,7 @@ from geom.checks import check_choice, check_offsets, check_positive, check_same,
 from geom.errors import ShapeError
 from geom.nn.scatter import REDUCTIONS, reduce_rows
 from geom.points import Points, encode
-from geom.points.cloud import as_points
+from geom.points.cloud import as_points, one_of
 from geom.points.morton import cell_order, cell_starts, corners
 from geom.values import Value, value
 
@@ -63,12 +61,7 @@ class Voxels(Value):
         return 1 if self.offsets is None else self.offsets.numel() - 1
 
     def __getitem__(self, index: int) -> Self:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"cloud {index} of {len(self)}")
-        if self.offsets is None:
-            return self
-        start, stop = self.offsets[index % len(self) :][:2].tolist()
-        return dataclasses.replace(self, grid=self.grid[start:stop], features=self.features[start:stop], offsets=None)
+        return one_of(self, index)
 
 
 def voxelize(

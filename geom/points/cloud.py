@@ -1,6 +1,7 @@
 """`Points`: a cloud, or several in one ragged batch."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,7 +12,7 @@ from geom.checks import check_field, check_offsets, check_points, describe
 from geom.errors import ShapeError
 from geom.values import Value, value
 
-__all__ = ["Points", "as_points", "bounds"]
+__all__ = ["Points", "as_points", "bounds", "offsets_of", "one_of"]
 
 
 @value
@@ -46,16 +47,20 @@ class Points(Value):
         return 1 if self.offsets is None else self.offsets.numel() - 1
 
     def __getitem__(self, index: int) -> Self:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"cloud {index} of {len(self)}")
-        if self.offsets is None:
-            return self
-        start, stop = self.offsets[index % len(self) :][:2].tolist()
-        fields = (f.name for f in dataclasses.fields(self) if f.name != "offsets")
-        parts = {name: getattr(self, name) for name in fields}
-        return dataclasses.replace(
-            self, offsets=None, **{k: None if v is None else v[start:stop] for k, v in parts.items()}
-        )
+        return one_of(self, index)
+
+
+def one_of(batch: Any, index: int) -> Any:
+    """Cloud `index` of a value whose fields have a row an item, and `offsets` or None. Raises: IndexError."""
+    if not -len(batch) <= index < len(batch):
+        raise IndexError(f"cloud {index} of {len(batch)}")
+    if batch.offsets is None:
+        return batch
+    start, stop = batch.offsets[index % len(batch) :][:2].tolist()
+    fields = (f.name for f in dataclasses.fields(batch) if f.name != "offsets")
+    parts = {name: getattr(batch, name) for name in fields}
+    own = {name: None if x is None else x[start:stop] for name, x in parts.items()}
+    return dataclasses.replace(batch, offsets=None, **own)
 
 
 def as_points(x: "Points | Tensor", name: str = "points", *, offsets: Tensor | None = None, minimum: int = 0) -> Points:
@@ -81,3 +86,8 @@ def bounds(cloud: Points) -> Tensor:
     if cloud.offsets is not None:
         return cloud.offsets.to(cloud.positions.device).contiguous()
     return torch.tensor([0, len(cloud.positions)], device=cloud.positions.device)
+
+
+def offsets_of(sizes: Tensor) -> Tensor:
+    """The offsets (B+1,) of clouds of these sizes (B,) int64."""
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from geom.points.cloud import Points, as_points, bounds
+from geom.points.cloud import Points, as_points, bounds, offsets_of
 from geom.points.tree import Neighborhoods, Neighbors, NeighborTree, checked_query, distances, square_limit
 
 __all__ = ["ball_query", "knn", "radius_search"]
@@ -100,7 +100,7 @@ def radius_search(
     ids, counts = torch.cat(index), torch.cat(count)
     owner = torch.repeat_interleave(torch.arange(len(asked), device=asked.device), counts)
     distance = distances(asked[owner], cloud.positions, ids[:, None])[:, 0]
-    return Neighborhoods(ids, distance, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+    return Neighborhoods(ids, distance, offsets_of(counts))
 
 
 def ball_query(

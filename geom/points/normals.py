@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geom.checks import check_points, describe
+from geom.checks import check_integer, check_points, describe
 from geom.errors import ShapeError
 from geom.points.cloud import Points, as_points
 from geom.points.neighbors import knn
@@ -64,8 +64,7 @@ def estimate_normals(
 
 
 def _local_shape(cloud: Points, k: int, backend: str) -> tuple[Tensor, Tensor]:
-    if not isinstance(k, int) or k < 3:
-        raise ShapeError(f"k: expected an integer of at least 3, got {k!r}")
+    check_integer(k, "k", 3)
     return local_shape(cloud.positions, knn(cloud, cloud, k, backend=backend).index, backend=backend)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from geom.checks import readable
 from geom.errors import ShapeError
-from geom.points.cloud import Points, as_points, bounds
+from geom.points.cloud import Points, as_points, bounds, offsets_of
 from geom.points.morton import morton_order
 
 __all__ = ["farthest_point_sample"]
@@ -94,7 +94,7 @@ def _rows(count: object, edges: Tensor, x: Tensor) -> tuple[Tensor, int]:
         raise ShapeError(
             f"count: expected 0 to {edges.diff().tolist()[:8]} samples of each cloud, got {each.tolist()[:8]}"
         )
-    return torch.cat([each.new_zeros(1), each.cumsum(0)]), total
+    return offsets_of(each), total
 
 
 @torch.library.custom_op(

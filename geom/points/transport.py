@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geom.checks import check_choice, check_positive
+from geom.checks import check_choice, check_integer, check_positive
 from geom.errors import ShapeError
 from geom.points.cloud import Points
 from geom.points.metrics import cloud_pair
@@ -62,8 +62,7 @@ def earth_movers(
     """
     check_choice(method, ("sinkhorn", "exact"), "method")
     check_positive(epsilon, "epsilon")
-    if not isinstance(iterations, int) or iterations < 1:
-        raise ShapeError(f"iterations: expected an integer of at least 1, got {iterations!r}")
+    check_integer(iterations, "iterations")
     a, b = cloud_pair(x, y, x_offsets, y_offsets)
     edges = [[0, len(c.positions)] if c.offsets is None else c.offsets.tolist() for c in (a, b)]
     found = []

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from geom.checks import check_positive, check_same
+from geom.checks import check_integer, check_positive, check_same
 from geom.errors import ShapeError
-from geom.points.cloud import Points, as_points, bounds
+from geom.points.cloud import Points, as_points, bounds, offsets_of
 from geom.points.morton import morton_order
 from geom.roots import safe_norm
 from geom.values import Value, value
@@ -101,7 +101,7 @@ class NeighborTree(Value):
         count = torch.empty(len(q), dtype=torch.int64, device=device)
         tree = self.arrays()
         bridge.launch(neighbors.radius_count[dtype], len(q), q, starts, *tree, square_radius, count, device=device)
-        rows = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        rows = offsets_of(count)
         total = int(rows[-1])
         index, square = count.new_empty(total), q.new_empty(total)
         args = (q, starts, *tree, square_radius, rows, index, square)
@@ -136,8 +136,7 @@ def checked_query(
     starts = bounds(asked)
     if starts.shape != offsets.shape:
         raise ShapeError(f"query: expected {len(offsets) - 1} clouds as in points, got {len(starts) - 1}")
-    if not isinstance(k, int) or k < 1:
-        raise ShapeError(f"k: expected an integer of at least 1, got {k!r}")
+    check_integer(k, "k")
     return asked.positions, starts.to(points.device)
 
 

@@ -6,7 +6,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from geom.checks import check_choice, check_positive, check_rigid, check_same, describe
+from geom.checks import check_choice, check_integer, check_positive, check_rigid, check_same, describe
 from geom.errors import GeomError, ShapeError
 from geom.kernels.bridge import small_operations
 from geom.lie import Rigid, quaternion
@@ -101,8 +101,7 @@ def icp(
         raise ShapeError(f"source and target: expected as many of each, got {len(sources)} and {len(targets)}")
     check_choice(method, METHODS, "method")
     check_choice(robust, (None, *KERNELS), "robust")
-    if not isinstance(max_iterations, int) or max_iterations < 1:
-        raise ShapeError(f"max_iterations: expected an integer of at least 1, got {max_iterations!r}")
+    check_integer(max_iterations, "max_iterations")
     guesses = init if isinstance(init, (list, tuple)) else [init] * len(sources)
     if len(guesses) != len(sources):
         raise ShapeError(f"init: expected one pose or {len(sources)}, got {len(guesses)}")

@@ -12,9 +12,9 @@ from geom.errors import ConvergenceWarning
 from geom.kernels import bridge
 from geom.kernels import rod_implicit as kernels
 from geom.rods.dynamics import GRAVITY, Clamps, State, Track, check_run
-from geom.rods.energy import relax_rolls
-from geom.rods.launch import tables
+from geom.rods.launch import arguments, flat, tables
 from geom.rods.rod import Rod, Tree
+from geom.rods.twin import relax_rolls
 
 __all__ = ["implicit_euler", "implicit_midpoint"]
 
@@ -122,9 +122,6 @@ def advance(
     dtype, batch = state.position.dtype, state.position.shape[:-2]
     rod, state = rod.to(torch.float64), state.to(torch.float64)
 
-    def flat(x: Tensor, own: int) -> Tensor:
-        return x.to(torch.float64).reshape(batch.numel(), *x.shape[x.ndim - own :]).contiguous()
-
     before = state.strain_before
     if scheme.blend == 1:  # the strain that forces were last taken at is that of the start
         before = state.strain
@@ -135,10 +132,10 @@ def advance(
     history = int(before is not None)
     fields = (state.position, state.velocity, state.director, state.strain, state.strain if before is None else before)
     table, rates = tables(rod, gravity)
-    extra = state.position.new_empty(0) if forces is None else flat(forces, 3)
+    extra = state.position.new_empty(0) if forces is None else flat(forces.double(), 3)
     args = [flat(y, 2) for y in fields]
     x, v, m, s, old, failed = _Steps.apply(
-        *args, table, rates, flat(targets, 3), extra, rod.tree, fixed, scheme, history
+        *args, table, rates, flat(targets.double(), 3), extra, rod.tree, fixed, scheme, history
     )
 
     def back(y: Tensor) -> Tensor:
@@ -213,13 +210,10 @@ def _launch(
     goal = arrays[2]
     batch, steps = goal.shape[:2]
     items = batch * (len(tree.offsets) - 1)
-    space = kernels.space(tree.largest)
     bridge.launch(
         kernel[torch.float64],
         items,
-        *(tree.offsets, tree.parent, tree.starts, tree.near, fixed.slot, fixed.held),
-        *(table.detach(), rates.detach(), table.shape[0], batch, len(fixed.vertices), scheme.dt, space),
-        table.new_empty(items * space),
+        *arguments(tree, fixed, table, rates, batch, scheme.dt, items, kernels.space(tree.largest)),
         *(steps, scheme.blend, 1 / scheme.dt, history, int(scheme.still), pushed),
         *arrays,
         device=table.device,

@@ -86,9 +86,10 @@ def tables(rod: Rod, gravity: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]
 
 
 def arguments(
-    tree: Tree, fixed: Clamps, table: Tensor, rates: Tensor, batch: int, dt: float, items: int
+    tree: Tree, fixed: Clamps, table: Tensor, rates: Tensor, batch: int, dt: float, items: int, space: int | None = None
 ) -> tuple[object, ...]:
-    space = kernels.space(tree.largest)
+    """In the order of `geom.kernels.rod_mechanics.TREE`; space, numbers of scratch an item, else as forward steps."""
+    space = kernels.space(tree.largest) if space is None else space
     scratch = table.new_empty(items * space)
     lists = (tree.offsets, tree.parent, tree.starts, tree.near, fixed.slot, fixed.held)
     return (*lists, table.detach(), rates.detach(), table.shape[0], batch, len(fixed.vertices), dt, space, scratch)

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from geom.checks import describe
 from geom.errors import ShapeError
-from geom.nn import scatter
+from geom.nn import BatchNorm
 from geom.points import interpolate
 from geom.sequence.grouping import PointLayer, ResidualLayer, normalized
 from geom.sequence.point_cloud_mamba import (
@@ -69,16 +69,15 @@ class PointCloudMambaDecoder(nn.Module):
         x = coarse.features
         for carry, fine in zip(self.decode_list, others, strict=True):
             x, coarse = carry(fine, coarse, x), fine
-        clouds = len(coarse.offsets) - 1
         top = [
-            scatter(mapped(level.features), _cloud(level), clouds, reduce="max")
+            level.reduce(mapped(level.features), "max")
             for mapped, level in zip(self.gmp_map_list, levels[::-1], strict=True)
         ]
         wide = [self.gmp_map_end(torch.cat(top, 1))]
         if self.categories:
             assert category is not None
             wide.append(self.cls_map(one_hot(category, self.categories).to(x)))
-        return torch.cat([x, torch.cat(wide, 1)[_cloud(coarse)]], 1)
+        return torch.cat([x, torch.cat(wide, 1)[coarse.cloud]], 1)
 
 
 class _PointHead(nn.Module):
@@ -88,19 +87,18 @@ class _PointHead(nn.Module):
         super().__init__()
         width *= 3
         self.head = nn.Sequential(
-            nn.Sequential(nn.Conv1d(width, width, 1, bias=False), nn.BatchNorm1d(width)),
+            nn.Sequential(nn.Conv1d(width, width, 1, bias=False), BatchNorm(width)),
             nn.Dropout(dropout),
             nn.Sequential(nn.Conv1d(width, classes, 1)),
         )
 
     def forward(self, x: Tensor, level: Level) -> Tensor:
-        cloud, clouds = _cloud(level), len(level.offsets) - 1
-        whole = torch.cat([scatter(x, cloud, clouds, reduce=how) for how in ("max", "mean")], 1)
+        whole = torch.cat([level.reduce(x, how) for how in ("max", "mean")], 1)
         first, dropout, end = self.head
         assert isinstance(first, nn.Sequential) and isinstance(end, nn.Sequential)
         last = end[0]
         assert isinstance(last, nn.Conv1d)
-        x = dropout(relu(normalized(first, torch.cat([x, whole[cloud]], 1))))
+        x = dropout(relu(normalized(first, torch.cat([x, whole[level.cloud]], 1))))
         return linear(x, last.weight[..., 0], last.bias)
 
 
@@ -164,8 +162,3 @@ class PointCloudMambaSegmenter(nn.Module):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote, on the CPU. Raises: FileFormatError if it is something else; OSError as `open`."""
         return load_network(cls, path)
-
-
-def _cloud(level: Level) -> Tensor:
-    """The cloud of each point of a level."""
-    return torch.repeat_interleave(level.offsets.diff(), output_size=len(level.points))

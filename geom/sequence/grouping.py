@@ -7,9 +7,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-from geom.checks import check_offsets
+from geom.checks import check_integer, check_offsets
 from geom.errors import ShapeError
+from geom.nn import BatchNorm
 from geom.points import farthest_point_sample, knn
+from geom.points.cloud import offsets_of
 
 __all__ = ["Groups", "LocalGrouper", "PointLayer", "PreExtraction", "ResidualLayer", "group"]
 
@@ -47,8 +49,7 @@ def group(
 
     Guarantees: not differentiable; deterministic; exact
     """
-    if reduce < 1:
-        raise ShapeError(f"reduce: expected an integer of at least 1, got {reduce}")
+    check_integer(reduce, "reduce")
     points = points.detach()
     starts = check_offsets(offsets, len(points), device=points.device)
     sizes = starts.diff()
@@ -59,13 +60,13 @@ def group(
     else:
         counts = sizes // reduce
         anchors = farthest_point_sample(points, counts, offsets=starts).sort().values
-        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        ends = offsets_of(counts)
     near = knn(points[anchors], points, neighbors, query_offsets=ends, offsets=starts).index
     return Groups(anchors, torch.where(near < 0, near[:, :1], near), ends)
 
 
 class PointLayer(nn.Module):
-    """relu(norm(W x + b)) on rows (N, in) -> (N, out), norm over the rows (`torch.nn.BatchNorm1d`).
+    """relu(norm(W x + b)) on rows (N, in) -> (N, out), norm over the rows (`geom.nn.BatchNorm`).
 
     Args: widths in and out; bias.
     Parameters are named as the published ones: net.0, a convolution of one tap, and net.1.
@@ -75,7 +76,7 @@ class PointLayer(nn.Module):
 
     def __init__(self, width_in: int, width_out: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Conv1d(width_in, width_out, 1, bias=bias), nn.BatchNorm1d(width_out))
+        self.net = nn.Sequential(nn.Conv1d(width_in, width_out, 1, bias=bias), BatchNorm(width_out))
 
     def forward(self, x: Float[Tensor, "n c"]) -> Float[Tensor, "n d"]:
         return relu(normalized(self.net, x))
@@ -92,7 +93,7 @@ class ResidualLayer(nn.Module):
     def __init__(self, width: int, *, bias: bool = False) -> None:
         super().__init__()
         self.net1, self.net2 = (
-            nn.Sequential(nn.Conv1d(width, width, 1, bias=bias), nn.BatchNorm1d(width)) for _ in range(2)
+            nn.Sequential(nn.Conv1d(width, width, 1, bias=bias), BatchNorm(width)) for _ in range(2)
         )
 
     def forward(self, x: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
@@ -157,7 +158,7 @@ class PreExtraction(nn.Module):
         fresh = fresh - scale * shared[anchors]
         if self.training or torch.is_grad_enabled():
             mixed = scale[:, None] * shared[neighbors] + fresh[:, None]
-            y = relu(_norm(norm, mixed.flatten(0, 1)))
+            y = relu(norm(mixed.flatten(0, 1)))
             return self.operation(y).unflatten(0, neighbors.shape).amax(1)
         gain, shift = folded(norm)
         fresh, shared = fresh * gain + shift, shared * gain
@@ -175,7 +176,7 @@ def normalized(pair: nn.Sequential, x: Tensor) -> Tensor:
     assert isinstance(convolution, nn.Conv1d) and isinstance(norm, nn.BatchNorm1d)
     weight = convolution.weight[..., 0]
     if norm.training:
-        return _norm(norm, linear(x, weight, convolution.bias))
+        return norm(linear(x, weight, convolution.bias))
     gain, shift = folded(norm)
     return linear(x, weight * gain[:, None], shift if convolution.bias is None else shift + gain * convolution.bias)
 
@@ -186,14 +187,6 @@ def folded(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     assert mean is not None and variance is not None
     gain = norm.weight * (variance + norm.eps).rsqrt()
     return gain, norm.bias - mean * gain
-
-
-def _norm(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """The norm of rows; one row in training is normalised by the running numbers, its own variance being none."""
-    if norm.training and len(x) < 2:
-        gain, shift = folded(norm)
-        return x * gain + shift
-    return norm(x)
 
 
 def _spread(x: Tensor) -> Tensor:

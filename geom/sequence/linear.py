@@ -320,11 +320,14 @@ def _attend_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     q, k, v, g, offsets = ctx.saved_tensors
     if torch.is_grad_enabled():
         return _again(ctx, linear_attention_by_torch, (q, k, v, g), offsets, grad)
-    decay, back = None if g is None else g.exp(), not ctx.reverse
-    gq = _OUTER(v, k, grad, decay, offsets, ctx.reverse, True, False, False)
-    gk = _OUTER(grad, q, v, decay, offsets, back, True, True, False)
-    gv = _OUTER(q, grad, k, decay, offsets, back, False, True, False)
-    gg = None if g is None else _sum_onward(q.double() * gq - k.double() * gk, offsets, ctx.reverse).to(g)
+    from geom.kernels.bridge import small_operations
+
+    with small_operations():
+        decay, back = None if g is None else g.exp(), not ctx.reverse
+        gq = _OUTER(v, k, grad, decay, offsets, ctx.reverse, True, False, False)
+        gk = _OUTER(grad, q, v, decay, offsets, back, True, True, False)
+        gv = _OUTER(q, grad, k, decay, offsets, back, False, True, False)
+        gg = None if g is None else _sum_onward(q.double() * gq - k.double() * gk, offsets, ctx.reverse).to(g)
     return gq, gk, gv, gg, None, None
 
 
@@ -376,13 +379,16 @@ def _delta_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     q, k, v, rates, offsets, new = ctx.saved_tensors
     if torch.is_grad_enabled():
         return _again(ctx, delta_rule_by_torch, (q, k, v, rates), offsets, grad)
-    on, back = ctx.reverse, not ctx.reverse
-    rate = rates[..., None]
-    u, gu = rate * new, _DELTA_ADJOINT(q, k, grad, rates, offsets, back)
-    gv = rate * gu
-    gq = _OUTER(u, k, grad, None, offsets, on, False, False, False)
-    gk = _DIFFERENCE(grad, q, u, gv, k, offsets, back) - _OUTER(u, k, gv, None, offsets, on, False, False, True)
-    return gq, gk, gv, (new * gu).sum(-1), None, None
+    from geom.kernels.bridge import small_operations
+
+    with small_operations():
+        on, back = ctx.reverse, not ctx.reverse
+        rate = rates[..., None]
+        u, gu = rate * new, _DELTA_ADJOINT(q, k, grad, rates, offsets, back)
+        gv = rate * gu
+        gq = _OUTER(u, k, grad, None, offsets, on, False, False, False)
+        gk = _DIFFERENCE(grad, q, u, gv, k, offsets, back) - _OUTER(u, k, gv, None, offsets, on, False, False, True)
+        return gq, gk, gv, (new * gu).sum(-1), None, None
 
 
 _DELTA.register_autograd(_delta_backward, setup_context=_keep)

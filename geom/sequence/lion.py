@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from geom.checks import describe
 from geom.errors import ShapeError
-from geom.nn import Voxels, merge_voxels, scatter
+from geom.nn import BatchNorm, Voxels, merge_voxels, scatter
+from geom.nn.serialized_attention import Patches
 from geom.nn.voxels import triple
 from geom.points import Points
 from geom.points.cloud import as_points, bounds
@@ -68,7 +70,8 @@ class LIONLayer(nn.Module):
 
     LION (Liu et al., 2024), Section 3.2; the norm comes after the operator.
 
-    Args: width; window in cells; group, voxels of each; shift of the windows by half; operator, see `Operator`.
+    Args: width; window in cells; group, voxels of each; shift of the windows by half; operator, see `Operator`;
+    checkpoint, keep what each operator was given, and run it again for its gradients.
     The call: voxels, features (N, width) -> voxels, the same cells. Raises: ShapeError.
 
     >>> line = Voxels(torch.arange(30)[:, None] * torch.tensor([1, 0, 2]), torch.rand(30, 8))
@@ -86,9 +89,11 @@ class LIONLayer(nn.Module):
         *,
         shift: bool = False,
         operator: Operator = bidirectional_mamba,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.width, self.window, self.group, self.shift = width, triple(window, "window", 1), group, shift
+        self.checkpoint = checkpoint
         self.operators = nn.ModuleDict({axis: operator(width) for axis in "xy"})
         self.norms = nn.ModuleDict({axis: nn.LayerNorm(width) for axis in "xy"})
 
@@ -98,9 +103,15 @@ class LIONLayer(nn.Module):
         for axis in "xy":
             order = window_order(voxels, self.window, axis=axis, shift=self.shift)
             cut = equal_groups(order, self.group, offsets=voxels.offsets)
-            y = self.operators[axis](x.index_select(0, cut.index).unflatten(0, (-1, self.group)))
-            x = x + self.norms[axis](y.flatten(0, 1).index_select(0, cut.home))
+            if self.checkpoint and torch.is_grad_enabled():
+                x = recomputed(self._mix, x, axis, cut, use_reentrant=False)
+            else:
+                x = self._mix(x, axis, cut)
         return replace(voxels, features=x)
+
+    def _mix(self, x: Tensor, axis: str, cut: Patches) -> Tensor:
+        y = self.operators[axis](x.index_select(0, cut.index).unflatten(0, (-1, self.group)))
+        return x + self.norms[axis](y.flatten(0, 1).index_select(0, cut.home))
 
 
 class LIONBlock(nn.Module):
@@ -112,7 +123,8 @@ class LIONBlock(nn.Module):
     Every second layer's windows are shifted. LION (Liu et al., 2024), Section 3.5: with depth 2, four layers of two
     operators. Positions are cells in [-pi, pi] of the box through a network of two layers.
 
-    Args: width, window, group, operator: as of `LIONLayer`; depth; generator of the descriptors' first weights.
+    Args: width, window, group, operator, checkpoint: as of `LIONLayer`; depth; generator of the descriptors' first
+    weights.
     The call: voxels, each cell once, of the box [0, shape), and shape. Returns: voxels, the same cells.
     Raises: ShapeError.
 
@@ -127,18 +139,20 @@ class LIONBlock(nn.Module):
         *,
         depth: int = 2,
         operator: Operator = bidirectional_mamba,
+        checkpoint: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
 
         def layers() -> nn.ModuleList:
             return nn.ModuleList(
-                LIONLayer(width, window, group, shift=k % 2 == 1, operator=operator) for k in range(depth)
+                LIONLayer(width, window, group, shift=k % 2 == 1, operator=operator, checkpoint=checkpoint)
+                for k in range(depth)
             )
 
         self.width = width
         self.positions = nn.ModuleList(
-            nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width))
+            nn.Sequential(nn.Linear(3, width), BatchNorm(width), nn.ReLU(), nn.Linear(width, width))
             for _ in range(depth)
         )
         self.encoder, self.decoder = layers(), layers()
@@ -169,7 +183,9 @@ class LION(nn.Module):
     height are run on merged columns.
 
     Args: plan; operator, any `Operator`: a module (G, K, C) -> (G, K, C), such as `Mamba` (both directions, if not
-    given) or `LinearAttention`; generator of the descriptors' first weights.
+    given), `Mamba2` or `LinearAttention`; checkpoint, for training in little memory: of each layer only what its
+    operators were given is kept, and they run again for their gradients, which stay the same; generator of the
+    descriptors' first weights.
     The call: voxels, features (N, width), each cell once, in the box [0, shape), and shape, its cells along x, y and z,
     as `VoxelEncoder` has them. Returns: the voxels of the last level, and their box's shape. Raises: ShapeError.
 
@@ -189,21 +205,24 @@ class LION(nn.Module):
         plan: LIONPlan = LIONPlan(),
         *,
         operator: Operator = bidirectional_mamba,
+        checkpoint: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.plan, width = plan, plan.width
         self.blocks = nn.ModuleList(
-            LIONBlock(width, window, group, depth=plan.depth, operator=operator, generator=generator)
+            LIONBlock(
+                width, window, group, depth=plan.depth, operator=operator, checkpoint=checkpoint, generator=generator
+            )
             for window, group in zip(plan.windows, plan.groups, strict=True)
         )
         self.merges = nn.ModuleList(
             VoxelMerge(width, stride=(1, 1, 2), generated=plan.generated, generator=generator) for _ in plan.windows
         )
-        self.last = LIONLayer(width, plan.last_window, plan.last_group, operator=operator)
+        self.last = LIONLayer(width, plan.last_window, plan.last_group, operator=operator, checkpoint=checkpoint)
         self.bev_norm = nn.LayerNorm(width) if plan.bev_windows else nn.Identity()
         self.bev = nn.ModuleList(
-            LIONLayer(width, window, group, operator=operator)
+            LIONLayer(width, window, group, operator=operator, checkpoint=checkpoint)
             for window, group in zip(plan.bev_windows, plan.bev_groups, strict=True)
         )
 
@@ -266,7 +285,7 @@ class VoxelEncoder(nn.Module):
         self.low, self.size, self.features = tuple(map(float, low)), tuple(map(float, size)), features
         half = width // 2
         self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in ((9 + features, half), (width, width)))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(n, eps=1e-3, momentum=0.01) for n in (half, width))
+        self.norms = nn.ModuleList(BatchNorm(n, eps=1e-3, momentum=0.01) for n in (half, width))
 
     def forward(
         self,

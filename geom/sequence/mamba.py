@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from geom.checks import describe
+from geom.checks import check_integer, describe
 from geom.errors import ShapeError
 from geom.sequence.convolution import causal_convolution
 from geom.sequence.scan import selective_scan
@@ -65,8 +65,7 @@ class Mamba(nn.Module):
         super().__init__()
         inner, rank = expand * width, math.ceil(width / 16) if rank is None else rank
         for name, x in {"width": width, "states": states, "taps": taps, "expand": expand, "layers": layers}.items():
-            if x < 1:
-                raise ShapeError(f"{name}: expected an integer of at least 1, got {x!r}")
+            check_integer(x, name)
         self.width, self.states, self.rank = width, states, rank
         self.bidirectional, self.allow_neg_eigval, self.layers = bidirectional, allow_neg_eigval, layers
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)

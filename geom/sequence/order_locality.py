@@ -55,6 +55,7 @@ def locality(
 
     Networks that read points one after the other want short steps, and few long ones. Hilbert's curve steps least, on
     almost any grid; a traverse wants cells of several times the points' spacing, else its lines hold a point each.
+    Points of one key keep the order they came in: mix a cloud that comes along a curve before comparing orders.
 
     Args: points (N, 3) float32 or float64, tensor or Points; orders, names that `geom.points.encode` takes; grid_size,
     the cell's edge, None for that of `geom.points.serialize`, three times the spacing; offsets (B+1,) for several

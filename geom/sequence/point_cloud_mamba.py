@@ -11,10 +11,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from geom.checks import check_choice, check_offsets, check_points, check_positive, describe
+from geom.checks import check_choice, check_integer, check_offsets, check_points, check_positive, describe
 from geom.errors import FileFormatError, ShapeError
-from geom.nn import scatter
+from geom.nn import BatchNorm, scatter
 from geom.points import encode, farthest_point_sample, serialize
+from geom.points.cloud import offsets_of
 from geom.sequence.grouping import LocalGrouper, PointLayer, PreExtraction, group
 from geom.sequence.mamba import Mamba
 from geom.train import load_checkpoint, save_checkpoint
@@ -68,8 +69,7 @@ class PointCloudMambaPlan:
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "neighbors", "prompt_width"):
-            if getattr(self, name) < 1:
-                raise ShapeError(f"{name}: expected an integer of at least 1, got {getattr(self, name)!r}")
+            check_integer(getattr(self, name), name)
         stages = len(self.blocks)
         for name, least in (("expansion", 1), ("blocks", 0), ("reduce", 1), ("windows", 1)):
             x = getattr(self, name)
@@ -109,6 +109,15 @@ class Level(NamedTuple):
     points: Tensor
     features: Tensor
     offsets: Tensor
+
+    def reduce(self, x: Tensor, how: str) -> Tensor:
+        """`geom.nn.scatter` of x (M, C) over each cloud's points: (B, C)."""
+        return scatter(x, self.cloud, len(self.offsets) - 1, reduce=how)
+
+    @property
+    def cloud(self) -> Tensor:
+        """The cloud (M,) of each point."""
+        return torch.repeat_interleave(self.offsets.diff(), output_size=len(self.points))
 
 
 class _Block(nn.Module):
@@ -219,7 +228,7 @@ class PointCloudMambaEncoder(nn.Module):
         row = count * self.plan.unique_orders.index(order)
         prompt = self.order_prompt_proj[stage](self.order_prompt.weight[row : row + count])
         sizes = offsets.diff() + 2 * count
-        wide = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        wide = offsets_of(sizes)
         cloud = torch.repeat_interleave(sizes, output_size=len(h) + 2 * count * len(sizes))
         along = torch.arange(len(cloud), device=h.device) - wide[cloud]
         behind = along - (sizes[cloud] - count)
@@ -254,11 +263,11 @@ def _windows(p: Tensor, size: int, offsets: Tensor, official: bool) -> tuple[Ten
     sizes = offsets.diff()
     whole = sizes <= size
     counts = torch.where(whole, sizes, sizes // size * size)
-    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    ends = offsets_of(counts)
     keep = farthest_point_sample(p.detach(), counts, offsets=offsets).sort().values
     each = torch.where(whole, 1, counts // size)
     lengths = torch.where(whole, counts, size).repeat_interleave(each)
-    windows = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    windows = offsets_of(lengths)
     p = p[keep]
     if official:
         base, top = p.amin(1, keepdim=True), p.amax(1, keepdim=True)
@@ -276,7 +285,7 @@ class _Head(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for a, b in zip((width, *hidden[:-1]), hidden, strict=True):
-            layers += [nn.Sequential(nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()), nn.Dropout(dropout)]
+            layers += [nn.Sequential(nn.Linear(a, b, bias=False), BatchNorm(b), nn.ReLU()), nn.Dropout(dropout)]
         layers.append(nn.Sequential(nn.Linear(hidden[-1], classes)))
         self.head = nn.Sequential(*layers)
 
@@ -329,9 +338,7 @@ class PointCloudMamba(nn.Module):
     ) -> Float[Tensor, "b k"]:
         points, features, offsets = check_clouds(self.encoder.plan, points, features, offsets)
         last = self.encoder(points, features, offsets)[-1]
-        sizes = last.offsets.diff()
-        cloud = torch.repeat_interleave(sizes, output_size=len(last.features))
-        return self.prediction(scatter(last.features, cloud, len(sizes), reduce="max"))
+        return self.prediction(last.reduce(last.features, "max"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, plan and orders as safetensors; a failed write leaves the old file."""

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geom.checks import check_offsets, check_points
+from geom.checks import check_integer, check_offsets, check_points
 from geom.errors import ShapeError
+from geom.nn import BatchNorm
 from geom.points import farthest_point_sample, knn, serialize
 from geom.sequence.mamba import Mamba
 
@@ -38,8 +39,7 @@ class PointMambaPlan:
 
     def __post_init__(self) -> None:
         for name in ("classes", "patches", "neighbors", "width", "depth", "head"):
-            if getattr(self, name) < 1:
-                raise ShapeError(f"{name}: expected an integer of at least 1, got {getattr(self, name)!r}")
+            check_integer(getattr(self, name), name)
 
 
 class _PatchEncoder(nn.Module):
@@ -48,10 +48,8 @@ class _PatchEncoder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first_conv = nn.Sequential(nn.Conv1d(3, 128, 1), nn.BatchNorm1d(128), nn.ReLU(), nn.Conv1d(128, 256, 1))
-        self.second_conv = nn.Sequential(
-            nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(), nn.Conv1d(512, width, 1)
-        )
+        self.first_conv = nn.Sequential(nn.Conv1d(3, 128, 1), BatchNorm(128), nn.ReLU(), nn.Conv1d(128, 256, 1))
+        self.second_conv = nn.Sequential(nn.Conv1d(512, 512, 1), BatchNorm(512), nn.ReLU(), nn.Conv1d(512, width, 1))
 
     def forward(self, x: Float[Tensor, "m k 3"]) -> Float[Tensor, "m c"]:
         h = self.first_conv(x.mT)
@@ -125,7 +123,7 @@ class PointMamba(nn.Module):
             self.register_parameter(f"OrderScale_beta_{k}", nn.Parameter(shift))
         layers: list[nn.Module] = []
         for before, after in ((width, plan.head), (plan.head, plan.head)):
-            layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(), nn.Dropout(plan.dropout)]
+            layers += [nn.Linear(before, after), BatchNorm(after), nn.ReLU(), nn.Dropout(plan.dropout)]
         self.cls_head_finetune = nn.Sequential(*layers, nn.Linear(plan.head, plan.classes))
 
     def forward(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from geom.checks import check_choice, check_offsets, describe
+from geom.checks import check_choice, check_integer, check_offsets, describe
 from geom.errors import ShapeError
 from geom.nn.serialized_attention import Patches
 from geom.nn.voxels import Triple, Voxels, starts_of, triple
@@ -83,8 +83,7 @@ def equal_groups(order: Int64[Tensor, " n"], size: int, *, offsets: Int64[Tensor
     """
     if not isinstance(order, Tensor) or order.dtype != torch.int64 or order.ndim != 1:
         raise ShapeError(f"order: expected an int64 tensor (N,), got {describe(order)}")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ShapeError(f"size: expected an integer of at least 1, got {size!r}")
+    check_integer(size, "size")
     device, count = order.device, len(order)
     bounds = check_offsets(offsets, count, device=device)
     lengths = bounds.diff()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geom.checks import check_indices, check_points, check_positive, describe
 from geom.errors import ConvergenceWarning, ShapeError
-from geom.meshes.factor import dissect
+from geom.meshes.factor import SYMMETRIC, SymmetricFactor, dissect
 from geom.meshes.laplacian import cotangent_laplacian, vertex_areas
 from geom.meshes.tetrahedra import volumes
 from geom.skinning.volume import tetrahedral_laplacian, voronoi_volumes
@@ -23,7 +23,6 @@ _PENALTY = 0.03  # of splitting, in medians of Q's diagonal
 _RELAXATION = 1.6
 _MEMORY = 8  # steps that the acceleration looks back
 _SPLITS, _NEWTONS = 200, 40
-_SYMMETRIC = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
 
 
 class BiharmonicWeights(NamedTuple):
@@ -155,7 +154,7 @@ def _operators(x: Tensor, elements: Tensor) -> tuple[Any, Array, Array]:
     if not solid:
         return stiffness, mass.numpy(), dissect(sparse.csr_array(stiffness @ stiffness), x.numpy())
     pattern = sparse.csc_array(stiffness @ stiffness) + 1e3 * sparse.eye_array(len(x), format="csc")
-    order = splu(pattern, permc_spec="MMD_AT_PLUS_A", **_SYMMETRIC).perm_c  # solids: fewer fill-ins than dissection
+    order = splu(pattern, permc_spec="MMD_AT_PLUS_A", **SYMMETRIC).perm_c  # solids: fewer fill-ins than dissection
     return stiffness, mass.numpy(), np.argsort(order)
 
 
@@ -172,7 +171,7 @@ def _split(Q: Any, pull: Array, tolerance: float) -> Array:
     count, handles = pull.shape
     diagonal = Q.diagonal()
     penalty = _PENALTY * float(np.median(diagonal))
-    solve = _factor(Q + penalty * sparse.eye_array(count, format="csr"))
+    factor = SymmetricFactor(Q + penalty * sparse.eye_array(count, format="csr"))
     v = np.zeros((handles, count))
     steps, moves = np.zeros((2, handles, _MEMORY, count))  # differences of successive steps, and of places
     before: tuple[Array, Array] | None = None
@@ -180,7 +179,7 @@ def _split(Q: Any, pull: Array, tolerance: float) -> Array:
         z = np.clip(v, 0, 1)
         if k % 10 == 9 and _distance(z.T, Q @ z.T + pull, diagonal).max() <= tolerance:
             break
-        step = _RELAXATION * (solve((penalty * (2 * z - v)).T - pull).T - z)
+        step = _RELAXATION * (factor.solve((penalty * (2 * z - v)).T - pull).T - z)
         if before is not None:  # Anderson 1965: the combination of past steps that is nearest to 0
             slot = (k - 1) % _MEMORY
             moves[:, slot], steps[:, slot] = v - before[0], step - before[1]
@@ -211,7 +210,7 @@ def _newton(Q: Any, pull: Array, w: Array, tolerance: float) -> tuple[Array, flo
             break
         free = np.flatnonzero(~(((w <= 0) & (gradient > 0)) | ((w >= 1) & (gradient < 0))))
         step = np.zeros_like(w)
-        step[free] = splu(Q[free][:, free].tocsc(), permc_spec="NATURAL", **_SYMMETRIC).solve(-gradient[free])
+        step[free] = splu(Q[free][:, free].tocsc(), permc_spec="NATURAL", **SYMMETRIC).solve(-gradient[free])
         w = _search(Q, w, gradient, step)
     return best, least
 
@@ -225,21 +224,3 @@ def _search(Q: Any, w: Array, gradient: Array, step: Array) -> Array:
         if gradient @ moved + 0.5 * moved @ (Q @ moved) <= 1e-4 * (gradient @ moved):
             break
     return there
-
-
-def _factor(matrix: Any) -> Any:
-    """x of `matrix` x = right (V, J), from one factorisation without reordering."""
-    from scipy import sparse
-    from scipy.sparse.linalg import splu
-
-    from geom.kernels.triangular import solve_factored
-
-    found = splu(matrix.tocsc(), permc_spec="NATURAL", **_SYMMETRIC)
-    lower: Any = sparse.tril(found.L, -1, format="csc")
-    parts = (lower.indptr.astype(np.int64), lower.indices.astype(np.int32), lower.data, found.U.diagonal())
-    starts, rows, values, pivots = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
-
-    def solve(right: Array) -> Array:
-        return solve_factored(starts, rows, values, pivots, torch.from_numpy(np.ascontiguousarray(right))).numpy()
-
-    return solve

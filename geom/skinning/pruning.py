@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geom.checks import FLOATS, check_indices, describe, readable
+from geom.checks import FLOATS, check_indices, check_integer, describe, readable
 from geom.errors import ShapeError
 
 __all__ = ["PrunedWeights", "check_dense", "densify_weights", "prune_weights"]
@@ -36,8 +36,7 @@ def prune_weights(
     Guarantees: differentiable (in the weights that stay); deterministic; 2e-16 f64, 6e-8 f32
     """
     check_dense(weights)
-    if not isinstance(influences, int) or isinstance(influences, bool) or influences < 1:
-        raise ShapeError(f"influences: expected an integer of at least 1, got {influences!r}")
+    check_integer(influences, "influences")
     joints = weights.shape[1]
     chosen = weights.detach().argsort(dim=1, descending=True, stable=True)[:, :influences]
     kept = weights.gather(1, chosen).double()

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geom.checks import check_points, describe
+from geom.checks import check_integer, check_points, describe
 from geom.errors import ShapeError
 from geom.lie import so3
 from geom.meshes.geometry import check_surface, edges
@@ -52,8 +52,7 @@ class DeltaMush(Value):
         Guarantees: differentiable; deterministic on the CPU; 4e-15 f64, 2e-6 f32 of the extent
         """
         check_surface(check_points(vertices, "vertices"), faces)
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-            raise ShapeError(f"steps: expected an integer of at least 0, got {describe(steps)}")
+        check_integer(steps, "steps", 0)
         if not 0 < float(strength) <= 1:
             raise ShapeError(f"strength: expected a number in (0, 1], got {describe(strength)}")
         pairs = edges(faces)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any, Literal, get_args
 
-from geom.checks import check_choice, check_positive, describe
+from geom.checks import check_choice, check_integer, check_positive, describe
 from geom.errors import ShapeError
 from geom.train.schedules import Constant, Schedule, from_plain, to_plain
 
@@ -58,9 +58,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         lowest = {"steps": 1, "batch": 1, "accumulate": 1, "checkpoint_every": 1, "validate_every": 1, "workers": 0}
         for name, least in lowest.items():
-            number = getattr(self, name)
-            if not isinstance(number, int) or number < least:
-                raise ShapeError(f"{name}: expected an integer of at least {least}, got {describe(number)}")
+            check_integer(getattr(self, name), name, least)
         check_positive(self.rate, "rate")
         if not self.weight_decay >= 0:
             raise ShapeError(f"weight_decay: expected a number of at least 0, got {describe(self.weight_decay)}")

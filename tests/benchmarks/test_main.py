@@ -21,7 +21,7 @@ def test_alone_it_lists_the_names(capsys) -> None:
     ("arguments", "words"),
     [
         (["nope"], "got nope"),
-        (["neighbors", "--inputs", "nope"], "got nope"),
+        *(([name, "--inputs", "nope"], "; got nope") for name in BENCHMARKS),
         (["table", "neighbors", "no_such_file.json"], "no_such_file.json"),
     ],
 )

@@ -87,9 +87,3 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
             assert all(x < bounds[name] for name, x in s.scores().items()), (s.library, s.method, s.scores())
     (body,) = [s for s in report.parts[0].series if s.case == "tetrahedra"]
     assert body.scores()["inverted"] == 0 and body.scores()["volume_rel"] < 0.01
-
-
-def test_another_input_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["meshes", "--inputs", "nowhere"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "icosphere, tetrahedra; got nowhere" in line

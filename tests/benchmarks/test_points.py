@@ -62,9 +62,3 @@ def test_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
                 assert all(x < 1e-6 for x in s.scores().values()), (s.method, s.scores())
         for s in part.series[len(timed) :]:
             assert s.case == "threads" and part.threads > 1 and s.scores()["times_as_fast"] > 0
-
-
-def test_another_input_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["points", "--inputs", "nowhere"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "uniform, threads; got nowhere" in line

@@ -106,9 +106,3 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     table = markdown_tables(report)
     assert "|  | us per rod step | aim us | edge error rel |" in table
     assert "|  | wall ms per step | aim ms | threads |" in table
-
-
-def test_another_input_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["rods", "--inputs", "nowhere"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "motion capture; got nowhere" in line

@@ -59,9 +59,3 @@ def test_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert [s.method for s in part.series if s.library == "geom"] == METHODS
         for s in part.series:
             assert len(s.samples) == 3 and s.scores()["wrong"] == 0, (s.library, s.method)
-
-
-def test_another_input_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sampling", "--inputs", "nowhere"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "sphere; got nowhere" in line

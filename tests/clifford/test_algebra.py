@@ -15,14 +15,11 @@ from geom.clifford.algebra import CGA, EGA, PGA, STA, Algebra
 from geom.clifford.products import multiply_by_torch
 from geom.errors import ShapeError
 from geom.testing import assert_equivariant, assert_gradients
+from tests.clifford.drawn import draw
 
 ALGEBRAS = [EGA, PGA, STA, CGA, Algebra(2), Algebra(0, 2), Algebra(1, 1, 1), Algebra(2, 0, 2), Algebra(0, 0, 2)]
 # the products below call the torch twin, not to compile kernels for every algebra; those are tested in test_products
 names = pytest.mark.parametrize("algebra", ALGEBRAS, ids=lambda a: f"G{a.p}{a.q}{a.r}")
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def times(algebra: Algebra, x: Tensor, y: Tensor, product: str = "geometric") -> Tensor:

@@ -10,12 +10,9 @@ from geom.clifford.algebra import PGA
 from geom.clifford.attention import AttentionPlan, CrossAttention, SelfAttention, geometric_attention, join_attention
 from geom.clifford.embedding import embed_point
 from geom.testing import assert_gradients
+from tests.clifford.drawn import draw
 
 Heads = tuple[Tensor, Tensor]
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def operands(dtype: torch.dtype = torch.float64) -> tuple[Heads, Heads, Heads]:

@@ -9,6 +9,7 @@ from geom.clifford.algebra import CGA
 from geom.errors import ShapeError
 from geom.lie import quaternion, se3
 from geom.testing import assert_gradients
+from tests.clifford.drawn import draw
 
 EPS = {torch.float32: 2e-5, torch.float64: 2e-14}
 
@@ -17,10 +18,6 @@ EPS = {torch.float32: 2e-5, torch.float64: 2e-14}
 def twin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products by their torch twins, not to compile kernels of 32 blades."""
     monkeypatch.setattr(products, "_LARGEST", 4)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def assert_near(got: Tensor, want: Tensor) -> None:

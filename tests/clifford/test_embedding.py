@@ -12,12 +12,9 @@ from geom.clifford.algebra import PGA
 from geom.errors import ShapeError
 from geom.lie import Rigid, quaternion
 from geom.testing import assert_equivariant, assert_gradients
+from tests.clifford.drawn import draw
 
 EPS = {torch.float32: 2e-6, torch.float64: 1e-14}
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def turns(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

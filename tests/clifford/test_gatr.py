@@ -15,35 +15,9 @@ from geom.clifford.gatr import AxialGATr, GATr, GATrPlan
 from geom.clifford.reference import centre_of, join_reference, translate
 from geom.errors import ShapeError
 from geom.testing import assert_equivariant, assert_gradients
+from tests.clifford.drawn import draw, motions, mover, seeded
 
 PLAN = GATrPlan(4, 8, 2, AttentionPlan(2))
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
-
-
-def motions(shift: float, reflections: bool = True) -> list[Tensor]:
-    """Products of up to 4 mirrors, with a translation of the length of the shift."""
-    found = []
-    for count in range(0, 5, 1 if reflections else 2):
-        versor = torch.eye(16, dtype=torch.float64)[0]
-        for k in range(count):
-            normal = torch.nn.functional.normalize(draw(3, seed=10 * count + k), dim=-1)
-            versor = PGA.geometric_product(embed_plane(normal, draw(3, seed=k)), versor)
-        away = torch.nn.functional.normalize(draw(3, seed=count), dim=-1) * shift
-        found.append(PGA.geometric_product(mover(away), versor))
-    return found
-
-
-def mover(translation: Tensor) -> Tensor:
-    versor = torch.zeros(16, dtype=translation.dtype)
-    versor[0], versor[5:8] = 1, -translation / 2
-    return versor
 
 
 def turn(versor: Tensor, x: Tensor) -> Tensor:
@@ -277,7 +251,7 @@ def test_wrong_input() -> None:
     net = GATr(2, 1, 3, plan=PLAN)
     for call, message in [
         (lambda: net(torch.ones(2, 16)), "multivectors: expected a tensor"),
-        (lambda: net(torch.ones(5, 3, 16)), "multivectors: expected 2 channels"),
+        (lambda: net(torch.ones(5, 3, 16)), r"multivectors: expected a tensor \(..., n, 2, 16\)"),
         (lambda: net(torch.ones(5, 2, 16), torch.ones(4, 3)), "scalars: expected shape"),
         (lambda: net(torch.ones(5, 2, 16), reference="mean"), "kind: expected one of"),
         (lambda: net(torch.ones(5, 2, 16), reference=torch.ones(3, 1, 16)), "reference: expected to broadcast"),
@@ -285,7 +259,8 @@ def test_wrong_input() -> None:
         (lambda: net(torch.ones(5, 5, 2, 16), offsets=torch.tensor([0, 5])), "offsets: expected to come with"),
         (lambda: GATr(2, 1, plan=replace(PLAN, reinsert_channels=(2,))), "reinsert_channels: expected indices"),
         (lambda: AxialGATr(2, 1, plan=replace(PLAN, reinsert_channels=(0,))), "plan: expected no rotary"),
-        (lambda: AxialGATr(2, 1)(torch.ones(5, 2, 16)), "multivectors: expected a tensor"),
+        (lambda: AxialGATr(2, 1)(torch.ones(5, 2, 16)), r"multivectors: expected a tensor \(..., i, j, 2, 16\)"),
+        (lambda: AxialGATr(2, 1)(torch.ones(5, 4, 2, 16), offsets=torch.tensor([0, 5])), "offsets: expected None"),
         (lambda: GATrPlan(channels=0), "channels: expected an integer"),
     ]:
         with pytest.raises(ShapeError, match=message):

@@ -18,30 +18,9 @@ from geom.clifford.linear import EquiLinear
 from geom.clifford.norm import EquiLayerNorm
 from geom.errors import ShapeError
 from geom.testing import assert_equivariant, assert_gradients
+from tests.clifford.drawn import draw, motions, seeded
 
 PLAN = AttentionPlan(heads=2)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
-
-
-def versors() -> list[Tensor]:
-    """Products of 0 to 4 reflections in planes near the origin."""
-    found = []
-    for count in range(5):
-        versor = torch.eye(16, dtype=torch.float64)[0]
-        for k in range(count):
-            plane = draw(4, seed=10 * count + k)
-            mirror = torch.zeros(16, dtype=torch.float64)
-            mirror[1:5] = plane / plane[1:].norm()
-            versor = PGA.geometric_product(mirror, versor)
-        found.append(versor)
-    return found
 
 
 def turn(versor: Tensor, x: Tensor) -> Tensor:
@@ -52,7 +31,7 @@ def check_symmetry(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor,
     """Of multivectors, whose last axis is 16, and of scalars; `out` results, multivectors first."""
     actions = [turn if x.shape[-1] == 16 else "invariant" for x in inputs]
     results = [turn, "invariant"][:out]
-    assert_equivariant(function, *inputs, elements=versors(), act_in=actions, act_out=results, tolerance=1e-11)
+    assert_equivariant(function, *inputs, elements=motions(), act_in=actions, act_out=results, tolerance=1e-11)
 
 
 LAYERS = {

@@ -11,13 +11,10 @@ from geom.clifford.algebra import EGA, PGA, STA, Algebra
 from geom.clifford.linear_map import equivariant_linear, linear_planes
 from geom.errors import ShapeError
 from geom.testing import assert_equivariant, assert_gradients
+from tests.clifford.drawn import draw
 
 ALGEBRAS = [PGA, EGA, STA, Algebra(2, 0, 1), Algebra(1, 1, 1)]
 names = pytest.mark.parametrize("algebra", ALGEBRAS, ids=lambda a: f"G{a.p}{a.q}{a.r}")
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def weights(algebra: Algebra, c_out: int, c_in: int, dtype: torch.dtype = torch.float64) -> Tensor:

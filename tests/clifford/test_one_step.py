@@ -17,12 +17,9 @@ from geom.clifford.gatr import GATr, GATrPlan
 from geom.clifford.linear import EquiLinear, apply_together
 from geom.clifford.linear_map import linear_planes
 from geom.clifford.norm import EquiLayerNorm, _normalise
+from tests.clifford.drawn import draw
 
 LIMIT = {torch.float32: 3e-6, torch.float64: 1e-13}
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def derivatives(function: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:

@@ -11,14 +11,11 @@ from geom.clifford.planes import from_planes, to_planes
 from geom.clifford.products import multiply_planes, multiply_planes_by_torch
 from geom.errors import ShapeError
 from geom.testing import assert_gradients
+from tests.clifford.drawn import draw
 
 SMALL = Algebra(1, 1, 1)
 both = pytest.mark.parametrize("products", [("geometric",), ("geometric", "join")], ids="_".join)
 EPS = {torch.float32: 1e-6, torch.float64: 2e-15}
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def assert_near(got: Tensor, want: Tensor) -> None:

@@ -11,15 +11,12 @@ from geom.clifford.products import multiply, multiply_by_torch, table
 from geom.errors import ShapeError
 from geom.kernels.blades import PRODUCTS, terms
 from geom.testing import assert_gradients
+from tests.clifford.drawn import draw
 
 SMALL = Algebra(1, 1, 1)  # with every kind of vector
 ALGEBRAS = [PGA, EGA, SMALL, Algebra(2)]
 names = pytest.mark.parametrize("algebra", ALGEBRAS, ids=lambda a: f"G{a.p}{a.q}{a.r}")
 EPS = {torch.float32: 1e-6, torch.float64: 2e-15}
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def assert_near(got: Tensor, want: Tensor) -> None:

@@ -1,6 +1,7 @@
-"""Clouds of several sizes at once are as each by itself: nets, references, centres."""
+"""Clouds of several sizes at once are as each by itself: nets, references, centres; and so if one has NaN."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,14 +11,13 @@ from geom.clifford.attention import AttentionPlan
 from geom.clifford.embedding import embed_plane, embed_point
 from geom.clifford.gatr import GATr, GATrBlock, GATrPlan
 from geom.clifford.reference import centre_of, join_reference
+from geom.clifford.serialized import SerializedGATr
+from geom.clifford.slim import SlimGATr, to_slim
+from tests.clifford.drawn import draw
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
 LENGTHS = [4, 16, 1, 0, 7, 4, 13]
 OFFSETS = torch.tensor([0, *LENGTHS]).cumsum(0)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def clouds(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -49,6 +49,22 @@ def test_nets(dtype: torch.dtype, rotary: bool, reference: str) -> None:
         own = net(x[part], s[part], reference=reference)
         close(y[part], own[0])
         close(t[part], own[1])
+
+
+@pytest.mark.parametrize("kind", [GATr, SlimGATr, SerializedGATr])
+@pytest.mark.parametrize("where", ["multivectors", "scalars"])
+def test_nan_stays_in_its_cloud(dtype: torch.dtype, kind: type[torch.nn.Module], where: str) -> None:
+    net = kind(2, 1, 3, 2, plan=GATrPlan(4, 8, 2, AttentionPlan(2)), generator=torch.Generator().manual_seed(0))
+    more = {"orders": torch.arange(int(OFFSETS[-1]))} if kind is SerializedGATr else {}
+    x, s = clouds(dtype)
+    x = to_slim(x) if kind is SlimGATr else x
+    want = net.to(dtype)(x, s, offsets=OFFSETS, **more)
+    with_nan = x.clone(), s.clone()
+    with_nan[where == "scalars"][OFFSETS[4] + 2] = math.nan
+    inside = torch.arange(len(x)).ge(OFFSETS[4]) & torch.arange(len(x)).lt(OFFSETS[5])
+    for got, right in zip(net(*with_nan, offsets=OFFSETS, **more), want, strict=True):
+        assert bool(got[inside].isnan().flatten(1).any(1).all())
+        assert torch.equal(got[~inside], right[~inside]) and bool(right.isfinite().all())
 
 
 def test_gradients(dtype: torch.dtype) -> None:

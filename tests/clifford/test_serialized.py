@@ -16,13 +16,10 @@ from geom.errors import ShapeError
 from geom.nn.serialized_attention import principal_coordinates
 from geom.points import serialize
 from geom.testing import assert_equivariant
+from tests.clifford.drawn import draw
 
 PLAN = GATrPlan(4, 8, 3, AttentionPlan(2), reinsert_channels=(1,), reinsert_scalars=(0,))
 OFFSETS = torch.tensor([0, 20, 23, 23, 50])
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def points(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -148,7 +145,7 @@ def test_wrong_input() -> None:
     net = make()
     x, s, order = points(9), draw(9, 3), torch.arange(9)
     for call, message in [
-        (lambda: net(x[None], s[None], orders=order), "multivectors: expected a tensor .N, channels, 16"),
+        (lambda: net(x[None], s[None], orders=order), "multivectors: expected a tensor .n, 2, 16"),
         (lambda: net(x, s, orders=order[:8]), "orders: expected an int64 tensor .K, 9"),
         (lambda: net(x, s, orders=None), "orders: expected an int64 tensor .K, 9"),
         (lambda: net(x, s, orders=order.double()), "order: expected an int64 tensor"),

@@ -25,34 +25,13 @@ from geom.clifford.slim_layers import (
 from geom.clifford.slim_products import multiply_slim, multiply_slim_by_torch
 from geom.errors import ShapeError
 from geom.testing import assert_equivariant, assert_gradients
+from tests.clifford.drawn import draw, motions, seeded
 
 PLAN = GATrPlan(4, 8, 2, AttentionPlan(2))
 # components 1 | e0 e1 e2 e3 | e012 e013 e023 e123 of z and x, planes d, n, q, w
 TO_PLANES = torch.zeros(9, 9, dtype=torch.float64)
 for _row, (_place, _sign) in enumerate([(0, 1), (1, -1), (2, 1), (3, 1), (4, 1), (7, -1), (6, 1), (5, -1), (8, 1)]):
     TO_PLANES[_row, _place] = _sign
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
-
-
-def versors(shift: float = 1.0) -> list[Tensor]:
-    """Products of 0 to 4 mirrors, then a translation."""
-    found = []
-    for count in range(5):
-        versor = torch.eye(16, dtype=torch.float64)[0]
-        for k in range(count):
-            normal = torch.nn.functional.normalize(draw(3, seed=10 * count + k), dim=-1)
-            versor = PGA.geometric_product(embed_plane(normal, draw(3, seed=k)), versor)
-        mover = torch.eye(16, dtype=torch.float64)[0]
-        mover[5:8] = -shift / 2 * torch.nn.functional.normalize(draw(3, seed=count), dim=-1)
-        found.append(PGA.geometric_product(mover, versor))
-    return found
 
 
 def turn(versor: Tensor, x: Tensor) -> Tensor:
@@ -81,7 +60,7 @@ def cloud(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 def test_there_are_four_linear_maps() -> None:
     # M with A M = M A for all versors A: the null space of those equations
     eye = torch.eye(9, dtype=torch.float64)
-    actions = [turn(g, eye).T.contiguous() for g in versors()]
+    actions = [turn(g, eye).T.contiguous() for g in motions(1.0)]
     rows = torch.cat([torch.kron(a, eye) - torch.kron(eye, a.T.contiguous()) for a in actions])
     values = torch.linalg.svdvals(rows)
     assert int((values < 1e-10).sum()) == 4
@@ -106,7 +85,7 @@ def test_products_are_equivariant() -> None:
     x = draw(5, 8, 9)
     reference = x.new_zeros(5, 1, 9)
     reference[:, 0, 8] = weight
-    assert_equivariant(function, x, reference, elements=versors(), act_in=turn, act_out=turn, tolerance=1e-12)
+    assert_equivariant(function, x, reference, elements=motions(1.0), act_in=turn, act_out=turn, tolerance=1e-12)
 
 
 def test_products_are_those_of_the_algebra() -> None:
@@ -158,7 +137,7 @@ def test_symmetry(dtype: torch.dtype, shift: float, tolerance: float) -> None:
     net = SlimGATr(2, 1, 3, 2, plan=PLAN, generator=seeded()).to(dtype)
     tolerance = 1e-12 if dtype == torch.float64 else tolerance
     s = draw(2, 6, 3, dtype=dtype)
-    for versor in versors(shift):
+    for versor in motions(shift):
         far = turn(versor, cloud(2, 6, dtype=dtype))
         near = turn(PGA.reverse(versor), far.double()).to(dtype)  # what it came from, after rounding
         (y, t), (x, r) = net(far, s), net(near, s)
@@ -170,11 +149,11 @@ def test_many_heads_canonical_references_and_permutations() -> None:
     net = SlimGATr(2, 1, 3, 2, plan=replace(PLAN, attention=AttentionPlan(2, False)), generator=seeded()).double()
     acts = {"act_in": [turn, "invariant"], "act_out": [turn, "invariant"], "tolerance": 1e-11}
     x, s = cloud(6), draw(6, 3)
-    assert_equivariant(net, x, s, elements=versors(), **acts)
+    assert_equivariant(net, x, s, elements=motions(1.0), **acts)
     fixed = lambda x, s: net(x, s, reference="canonical")  # noqa: E731
-    assert_equivariant(fixed, x, s, elements=versors()[::2], **acts)
+    assert_equivariant(fixed, x, s, elements=motions(1.0)[::2], **acts)
     with pytest.raises(AssertionError, match="error"):
-        assert_equivariant(fixed, x, s, elements=versors(), **acts)
+        assert_equivariant(fixed, x, s, elements=motions(1.0), **acts)
     flipped = net(x.flip(0), s.flip(0))
     torch.testing.assert_close(flipped[0].flip(0), net(x, s)[0])
 

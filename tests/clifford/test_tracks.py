@@ -7,32 +7,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from geom.clifford.algebra import PGA
-from geom.clifford.embedding import embed_plane
 from geom.clifford.tracks import TrackHeads, TrackProducts, check_tracks, coupling, harmonics, normalise_tracks
 from geom.errors import ShapeError
 from geom.testing import assert_equivariant, assert_gradients
+from tests.clifford.drawn import draw, motions, seeded
 
 SIZES = {2: 3, 3: 2}
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
-
-
-def versors() -> list[Tensor]:
-    """Products of 0 to 4 mirrors anywhere near."""
-    found = []
-    for count in range(5):
-        versor = torch.eye(16, dtype=torch.float64)[0]
-        for k in range(count):
-            normal = torch.nn.functional.normalize(draw(3, seed=10 * count + k), dim=-1)
-            versor = PGA.geometric_product(embed_plane(normal, draw(3, seed=k)), versor)
-        found.append(versor)
-    return found
 
 
 def turn(versor: Tensor, x: Tensor) -> Tensor:
@@ -85,7 +65,7 @@ def test_products_are_equivariant(begin: bool) -> None:
     assert_equivariant(
         function,
         *inputs,
-        elements=versors(),
+        elements=motions(),
         act_in=[turn, "invariant", turn_tracks, turn_tracks, turn],
         act_out=[turn, "invariant", turn_tracks, turn_tracks],
         tolerance=1e-12,
@@ -106,7 +86,7 @@ def test_attention_is_equivariant() -> None:
     assert_equivariant(
         function,
         *(draw(5, 6, 3), draw(7, 6, 2, seed=1)),
-        elements=versors(),
+        elements=motions(),
         act_in=actions,
         act_out=["invariant", *actions],
         tolerance=1e-12,

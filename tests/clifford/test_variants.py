@@ -20,18 +20,11 @@ from geom.clifford.norm import EquiLayerNorm
 from geom.errors import ShapeError
 from geom.lie import quaternion
 from geom.testing import assert_equivariant, assert_gradients
+from tests.clifford.drawn import draw, seeded
 
 PLAN = GATrPlan(4, 8, 2, AttentionPlan(2))
 ALGEBRAS = {"E": EGA, "P": PGA, "C": CGA, "Lorentz": STA}
 TRACKS = replace(PLAN, tracks={2: 3, 3: 2})
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
 
 
 def versors(algebra: Algebra) -> list[Tensor]:

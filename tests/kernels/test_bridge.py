@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -169,13 +170,13 @@ def test_long_launches_are_split_and_keep_their_bits(
     threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, run = random(50_001), []
-    launch = wp.launch
+    replay = bridge._replay
 
-    def spy(kernel: wp.Kernel, dim: int, inputs: list[object], **options: object) -> None:
-        run.append((inputs[0], dim, threading.get_ident()))
-        launch(kernel, dim=dim, inputs=inputs, **options)
+    def spy(kernel: wp.Kernel, items: int, *args: object) -> None:
+        run.append((args[0], items, threading.get_ident()))
+        replay(kernel, items, *args)
 
-    monkeypatch.setattr(wp, "launch", spy)
+    monkeypatch.setattr(bridge, "_replay", spy)
     results = []
     for count in (1, 2, 3):
         threads(count)
@@ -204,14 +205,34 @@ def test_gradients_keep_their_bits(threads: Callable[[int], None]) -> None:
 
 
 def test_a_failure_in_a_thread_is_not_lost(threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(kernel: wp.Kernel, dim: int, inputs: list[object], **_: object) -> None:
-        if inputs[0] != 0:
+    def fail(kernel: wp.Kernel, items: int, *args: object) -> None:
+        if args[0] != 0:
             raise RuntimeError("in a thread")
 
-    monkeypatch.setattr(wp, "launch", fail)
+    monkeypatch.setattr(bridge, "_replay", fail)
     threads(2)
     with pytest.raises(RuntimeError, match="in a thread"):
         bridge.launch(CUBES[torch.float64], 10_000, device=torch.device("cpu"))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads have no affinities here")
+def test_workers_leave_the_caller_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = os.sched_getaffinity(0)
+    workers, seen = bridge._Workers(2), []
+    for core in (*sorted(allowed)[:2], *sorted(allowed)[:1]):
+        monkeypatch.setattr(bridge, "_core", lambda core=core: core)
+        list(workers.map(lambda _: seen.append(os.sched_getaffinity(0)), range(2)))
+        assert seen[-2:] == [allowed - {core} or allowed] * 2
+    assert os.sched_getaffinity(0) == allowed
+
+
+def test_a_launch_takes_what_it_is_given_each_time() -> None:
+    for count, scale, shift in ((3, 1.5, -1), (5, 2.0, 7), (4, 3, 0)):
+        x = random(count)
+        assert torch.allclose(cubes(x, scale, shift), scale * x**3 + shift, rtol=1e-15)
+        held = weakref.ref(x)
+        del x
+        assert held() is None, "a launch that is to be repeated keeps a tensor alive"
 
 
 # --- choosing a backend ----------------------------------------------------------------------------------------------

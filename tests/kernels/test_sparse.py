@@ -83,3 +83,9 @@ def test_gradients_of_the_products() -> None:
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(lambda x, w: ops.sparse_convolve(x, w, table, transposed), (x, w))
         assert check(lambda x, g: ops.sparse_weigh(x, g, table, transposed), (x, g))
+
+
+def test_kernels_of_integers_alone_are_compiled_once() -> None:
+    for found in (sparse.insert, sparse.locate, sparse.mirror):
+        assert found[torch.float32] is found[torch.float64]
+    assert sparse._weigh[torch.float32] is not sparse._weigh[torch.float64]

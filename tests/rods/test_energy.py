@@ -16,8 +16,9 @@ from geom.rods import (
     strains,
     transport,
 )
-from geom.rods.energy import bend_moduli, relax_rolls, stresses
+from geom.rods.energy import bend_moduli, stresses
 from geom.rods.hessian import dense_hessian, elastic_hessian
+from geom.rods.twin import relax_rolls
 from geom.values import replace
 
 

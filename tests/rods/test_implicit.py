@@ -9,9 +9,10 @@ import torch
 
 from geom.errors import ConvergenceWarning, ShapeError
 from geom.rods import Rod, State, Track, edge_tangents, elastic_forces, make_rod, rollout, start, transport
-from geom.rods.energy import relax_rolls, stresses
+from geom.rods.energy import stresses
 from geom.rods.implicit import implicit_euler, implicit_midpoint
 from geom.rods.statics import equilibrium, potential_energy
+from geom.rods.twin import relax_rolls
 from geom.values import replace
 
 Steps = Callable[..., Track]
@@ -227,6 +228,26 @@ def test_derivatives_against_differences(steps_of: Steps, viscosity: float, stre
         for step, share in ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12)):
             total += share / h * float(loss({**values, key: value + step * h * way}))
         assert abs(float((grad * way).sum()) - total) < 1e-6 * max(1e-2, abs(total)), key
+
+
+@BOTH
+@pytest.mark.parametrize("viscosity", [0.0, 0.2])
+def test_derivative_in_the_shape_it_starts_from(steps_of: Steps, viscosity: float) -> None:
+    """That shape is at rest in its rolls, so the strain that viscosity takes as the one before moves with it."""
+    rod, x = branched(viscosity, True)
+    weight, way = (torch.randn(9, 3, generator=torch.Generator().manual_seed(k)).double() for k in (3, 4))
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        state = start(rod, x, clamped=(0, 1, -1))
+        return (steps_of(rod, state, steps=2, clamped=(0, 1, -1)).position[-1] * weight).sum()
+
+    own = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(loss(own), own)
+    h = 1e-5
+    total = sum(
+        share / h * float(loss(x + k * h * way)) for k, share in ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12))
+    )
+    assert abs(float((grad * way).sum()) - total) < 1e-7 * abs(total)
 
 
 @BOTH

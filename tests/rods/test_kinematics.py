@@ -5,7 +5,7 @@ import math
 import torch
 
 from geom.rods import directors_without_twist, edge_tangents, make_rod, natural_strain, strains, transport
-from geom.rods.energy import relax_rolls
+from geom.rods.twin import relax_rolls
 
 CHAIN = torch.tensor([-1, 0, 1, 2, 3, 4, 5])
 

@@ -95,6 +95,38 @@ def test_any_operator_and_gradients_everywhere(name: str, dtype: torch.dtype) ->
         assert key.endswith("bias") or parameter.grad.abs().sum() > 0, key
 
 
+def test_checkpoints_keep_less_and_change_nothing() -> None:
+    voxels, found, bytes_kept = scene(SHAPE, 2, 8), [], []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        calls: list[int] = []
+
+        def operator(width: int, calls: list[int] = calls) -> nn.Module:
+            mixer = OPERATORS["mamba"](width)
+            mixer.register_forward_pre_hook(lambda *_: calls.append(1))
+            return mixer
+
+        net = LION(SMALL, operator=operator, checkpoint=checkpoint).double()
+        kept: dict[int, int] = {}
+
+        def keep(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[x.data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        x = voxels.features.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out, _ = net(replace(voxels, features=x), SHAPE)
+        layers = 2 * (2 * 4 + 1 + 1)
+        assert len(calls) == layers
+        loss = out.features.square().sum()
+        found.append([out.features, *torch.autograd.grad(loss, [x, *net.parameters()])])
+        assert len(calls) == layers * (1 + checkpoint)
+        bytes_kept.append(sum(kept.values()))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+    assert bytes_kept[1] < 0.5 * bytes_kept[0]
+
+
 def test_clouds_are_as_by_themselves() -> None:
     net, voxels = make().eval(), scene(SHAPE, 2, 8)
     both, _ = net(voxels, SHAPE)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.scan import extra_bytes
 from geom.errors import ShapeError
 from geom.sequence import selective_scan
 from geom.sequence.scan import selective_scan_by_torch
@@ -165,6 +166,20 @@ def test_the_same_bits_with_any_number_of_threads(threads: Callable[[int], None]
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("offsets", [None, torch.tensor([0, 0, 40, 40, 41, 150, 150])], ids=["whole", "clouds"])
+def test_the_same_bits_for_any_span_of_tiles(
+    offsets: Tensor | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = change(draw(1, 40, 150), lambda x: x.to(dtype).requires_grad_())
+    found = []
+    for span in (64, 3, 1):
+        monkeypatch.setattr("geom.kernels.scan._SPAN", span)
+        y, last = selective_scan(**given, delta_softplus=True, offsets=offsets, return_last_state=True)
+        found.append(torch.autograd.grad(y.sum() + last.square().sum(), list(given.values())))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 def test_derivatives() -> None:
     given = draw(1, 1, 2, 1)
     given["delta"] = given["delta"] + 2
@@ -288,3 +303,21 @@ def test_memory_is_that_of_one_state_in_sixteen() -> None:
     known = {x.data_ptr() for x in given.values()}
     extra = [x for x in kept if x.data_ptr() not in known]
     assert [x.numel() for x in extra] == [32 * 160 * 16 // 16]
+
+
+def test_gradients_hold_the_sums_of_few_tiles() -> None:
+    given = change(draw(1, 32, 8192), lambda x: x.float())
+    for name in ("B", "C"):  # as the kernels read them
+        given[name] = given[name].mT.contiguous().mT
+    del given["z"]
+    weight = torch.ones_like(given["u"])
+
+    def both() -> tuple[Tensor, ...]:
+        own = change(given, lambda x: x.detach().requires_grad_())
+        y = selective_scan(**own)
+        return y.detach(), *torch.autograd.grad(y, list(own.values()), weight)
+
+    both()
+    # the result, states, gradients of u and delta; those of B and C; sums, half of u; a tenth for what is small
+    wide, few = given["u"].nbytes, given["B"].nbytes
+    assert extra_bytes(both, "cpu") <= 4.6 * wide + 2 * few

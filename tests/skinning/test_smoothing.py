@@ -125,7 +125,7 @@ def test_it_is_a_value(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_input_is_named() -> None:
     mesh = octahedron()
-    with pytest.raises(ShapeError, match="steps: expected an integer of at least 0, got int -1"):
+    with pytest.raises(ShapeError, match="steps: expected an integer of at least 0, got -1"):
         DeltaMush.build(mesh.vertices, mesh.faces, steps=-1)
     with pytest.raises(ShapeError, match=r"strength: expected a number in \(0, 1\]"):
         DeltaMush.build(mesh.vertices, mesh.faces, strength=1.5)

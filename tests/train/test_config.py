@@ -11,8 +11,8 @@ from geom.train import TrainConfig
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"steps": 0}, "steps: expected an integer of at least 1, got int 0"),
-        ({"batch": 2.5}, "batch: expected an integer of at least 1, got float 2.5"),
+        ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
+        ({"batch": 2.5}, "batch: expected an integer of at least 1, got 2.5"),
         ({"accumulate": 0}, "accumulate: expected"),
         ({"checkpoint_every": 0}, "checkpoint_every: expected"),
         ({"validate_every": -1}, "validate_every: expected"),

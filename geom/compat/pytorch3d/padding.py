@@ -8,6 +8,7 @@ from torch import Tensor
 
 from geom.checks import FLOATS, describe
 from geom.errors import ShapeError
+from geom.points.cloud import offsets_of
 
 __all__ = ["Padded", "gather", "inside", "padded", "pair", "ragged"]
 
@@ -77,7 +78,7 @@ def ragged(batch: Padded) -> tuple[Tensor, Tensor]:
     """The points (M, D) without padding, and offsets (N+1,)."""
     sizes = batch.sizes()
     points = batch.points.flatten(0, 1) if batch.lengths is None else batch.points[inside(batch)]
-    return points, torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    return points, offsets_of(sizes)
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geom.checks import check_choice, describe
+from geom.checks import check_choice, check_integer, describe
 from geom.compat.pytorch3d.padding import Padded, gather, inside, padded, pair, ragged
 from geom.errors import ShapeError
 from geom.points import knn
@@ -48,8 +48,7 @@ def knn_points(
     a, b = padded(p1, lengths1, name="p1"), padded(p2, lengths2, name="p2")
     pair(a, b, ("p1", "p2"))
     check_choice(norm, (1, 2), "norm")
-    if not isinstance(K, int) or K < 1:
-        raise ShapeError(f"K: expected an integer of at least 1, got {K!r}")
+    check_integer(K, "K")
     if norm == 2 and p1.shape[2] == 3:
         (query, starts), (points, offsets) = ragged(a), ragged(b)
         found = knn(query.detach(), points.detach(), K, query_offsets=starts, offsets=offsets).index

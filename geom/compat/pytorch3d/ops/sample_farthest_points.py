@@ -8,6 +8,7 @@ from torch import Tensor
 from geom.checks import describe
 from geom.compat.pytorch3d.padding import gather, padded, ragged
 from geom.errors import ShapeError
+from geom.points.cloud import offsets_of
 from geom.points.sampling import brute_force, farthest_point_sample
 
 __all__ = ["sample_farthest_points"]
@@ -46,7 +47,7 @@ def sample_farthest_points(
     else:
         draw = (torch.rand(len(sizes), dtype=torch.float64).to(points.device) * sizes).long()
         starts = offsets[:-1] + (draw if random_start_point else 0)
-        found = brute_force(flat.detach(), offsets, starts, torch.cat([count.new_zeros(1), count.cumsum(0)]))
+        found = brute_force(flat.detach(), offsets, starts, offsets_of(count))
     index = found.new_full((len(sizes), max(want.tolist(), default=0)), -1)
     chosen = torch.arange(index.shape[1], device=index.device) < count[:, None]
     index[chosen] = found - torch.repeat_interleave(offsets[:-1], count)
