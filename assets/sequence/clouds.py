@@ -78,24 +78,41 @@ def rotation(angle: Tensor, up: int) -> Tensor:
     return quaternion.to_matrix(quaternion.exp(turn))
 
 
-def move(points: Tensor, *, up: int, any_turn: float, jitter: float = 0.02) -> Tensor:
-    """Points mirrored, stretched by up to a fifth, turned about `up` (a part `any_turn` about any axis), shaken."""
+def sample_volume(cells: Tensor, count: int) -> Tensor:
+    """Points (count, 3) in occupied cells of (K, 3) whole numbers, anywhere or, one time in three, in their middles."""
+    chosen = cells[torch.randint(len(cells), (count,))].float()
+    return chosen + (torch.rand(count, 3) - 0.5 if torch.rand(()) < 0.67 else 0)
+
+
+def move(points: Tensor, *, up: int, any_turn: float) -> Tensor:
+    """Points mirrored, stretched by up to a fifth, turned about `up` (a part `any_turn` about any axis)."""
     stretch = (0.4 * torch.rand(3) - 0.2).exp()
     stretch[(up + 1) % 3] *= 1 if torch.rand(()) < 0.5 else -1
     turn = rotation(2 * math.pi * torch.rand(()), up)
     points = points * stretch @ turn.T
     tilt = quaternion.random() if torch.rand(()) < any_turn else quaternion.exp(0.06 * torch.randn(3))
-    points = normalize_cloud(quaternion.rotate(tilt, points))
-    return points + jitter * torch.rand(()) * torch.randn(points.shape)
+    return normalize_cloud(quaternion.rotate(tilt, points))
 
 
-def cut(count: int, points: Tensor) -> Tensor:
-    """Which points (count,) stay, one time in four without up to a quarter of them on one side."""
-    order = torch.randperm(len(points))
-    if torch.rand(()) < 0.25:
-        along = points @ torch.nn.functional.normalize(torch.randn(3), dim=0)
-        order = order[(along >= along.quantile(0.25 * torch.rand(())))[order]]
-    return order[:count]
+def damage(
+    points: Tensor, count: int, *, shake: float = 0.0, cut: float = 0.0, stray: float = 0.0, slope: float = 0.0
+) -> Tensor:
+    """Some points (count, 3) of a cloud in the unit ball, as a bad scan has them, taken to the unit ball again.
+
+    Args: shake, deviation of normal noise; cut, part that is missing on one side; stray, part that lies anywhere in the
+    ball; slope, of the logarithm of the density along some direction.
+    """
+    sides = torch.nn.functional.normalize(torch.randn(3, 2), dim=0)
+    along, across = (points @ sides).T
+    order = (slope * along - torch.empty(len(points)).exponential_().log()).argsort(descending=True)
+    if cut:
+        order = order[(across >= across.quantile(cut))[order]]
+    points = points[order[:count]]
+    if stray:
+        some = torch.randn(round(stray * count), 3)
+        some = torch.nn.functional.normalize(some, dim=1) * torch.rand(len(some), 1) ** (1 / 3)
+        points = torch.cat([some, points[len(some) :]])
+    return normalize_cloud(points + shake * torch.randn(points.shape))
 
 
 class PointNet(nn.Module):
@@ -104,10 +121,10 @@ class PointNet(nn.Module):
     With `parts` the logits of each point, from its own features and the cloud's. Trained beside ours to compare.
     """
 
-    def __init__(self, classes: int, *, parts: bool = False, dropout: float = 0.3) -> None:
+    def __init__(self, classes: int, *, channels: int = 3, parts: bool = False, dropout: float = 0.3) -> None:
         super().__init__()
         self.parts = parts
-        self.near = nn.Sequential(PointLayer(3, 64), PointLayer(64, 64))
+        self.near = nn.Sequential(PointLayer(channels, 64), PointLayer(64, 64))
         self.far = nn.Sequential(PointLayer(64, 128), PointLayer(128, 512))
         self.head = nn.Sequential(
             PointLayer(512 + 64 * parts, 256), nn.Dropout(dropout), PointLayer(256, 128), nn.Linear(128, classes)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from importlib.resources import as_file, files
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,11 +13,14 @@ from geom.checks import check_points
 from geom.errors import FileFormatError, ShapeError
 from geom.points import Points
 from geom.points.cloud import as_points
-from geom.sequence.point_cloud_mamba import PointCloudMamba
+from geom.sequence.decoders import PointCloudMambaSegmenter
+from geom.sequence.shape_classifier import ShapeClassifier
 
-__all__ = ["classify", "load_classifier", "normalize_cloud", "segment"]
+__all__ = ["classify", "draw", "load_classifier", "load_segmenter", "normalize_cloud", "segment"]
 
-_POINTS = 512
+_Network = TypeVar("_Network", PointCloudMambaSegmenter, ShapeClassifier)
+_POINTS = 256  # of a draw, which are in the middle of what the network was trained on
+_SHAKE = 0.06  # of the radius: deviation of what fills a draw up, the most that the network was trained on
 
 
 def normalize_cloud(points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
@@ -35,39 +39,83 @@ def normalize_cloud(points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     return centred / torch.where(still, 1, reach).sqrt()
 
 
-def load_classifier() -> tuple[PointCloudMamba, tuple[str, ...]]:
+def load_classifier() -> tuple[ShapeClassifier, tuple[str, ...]]:
     """The shipped network, in eval mode, and the names of its classes.
 
-    It was trained on points of chairs and monitors (ModelNet10, as 32^3 occupancy) and of solids:
-    `assets/sequence/train_classifier.py`, whose report lies beside the weights.
+    It was trained on points of chairs and monitors (ModelNet10, as 32^3 occupancy) and of solids, 128 to 384 of each:
+    `assets/sequence/train_classifier.py`, whose report lies beside the weights. It wants clouds as `draw` makes them.
 
     Raises: FileFormatError where the installation is broken.
 
     Guarantees: not differentiable; deterministic; exact
     """
+    return _shipped(ShapeClassifier, "shapes")
+
+
+def load_segmenter() -> tuple[PointCloudMambaSegmenter, tuple[str, ...]]:
+    """The shipped network that tells a cap's crown from its brim, in eval mode, and the names of the parts: `segment`.
+
+    It was trained on caps that are made, of 512 points, the front at +x and the top at +y, in the unit ball, and is to
+    be shown caps that stand so: `assets/sequence/train_parts.py`, whose report lies beside the weights.
+
+    Raises: FileFormatError where the installation is broken.
+
+    >>> network, names = load_segmenter()
+    >>> names, segment(torch.rand(600, 3), network=network).shape
+    (('crown', 'brim'), torch.Size([600, 2]))
+
+    Guarantees: not differentiable; deterministic; exact
+    """
+    return _shipped(PointCloudMambaSegmenter, "caps")
+
+
+def _shipped(kind: type[_Network], name: str) -> tuple[_Network, tuple[str, ...]]:
     folder = files("geom.assets") / "sequence"
-    with as_file(folder / "shapes.json") as about, as_file(folder / "shapes.safetensors") as weights:
+    with as_file(folder / f"{name}.json") as about, as_file(folder / f"{name}.safetensors") as weights:
         try:
             names = tuple(json.loads(about.read_text())["names"])
         except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(about, f"expected names of shapes, got {error!r}") from error
-        return PointCloudMamba.load(weights), names
+            raise FileFormatError(about, f"expected names, got {error!r}") from error
+        return kind.load(weights), names
+
+
+def draw(points: Float[Tensor, "n 3"], *, generator: torch.Generator | None = None) -> Float[Tensor, "m 3"]:
+    """256 points of a cloud, taken to the unit ball by `normalize_cloud`: what `classify` shows the network.
+
+    A cloud of fewer points is filled up with copies of them, each shaken by a normal deviate of 0.06 of the radius:
+    the network sees local neighbourhoods, which are as wide then as those of 256 points.
+
+    Args: points (N, 3), N of at least 1; generator of the CPU. Returns: (256, 3). Raises: ShapeError.
+
+    >>> draw(torch.rand(40, 3)).shape
+    torch.Size([256, 3])
+
+    Guarantees: differentiable; deterministic; 2e-16 f64, 1e-7 f32
+    """
+    check_points(points, minimum=1)
+    rows = torch.randperm(len(points), generator=generator)
+    x = normalize_cloud(points[rows[:_POINTS].to(points.device)])
+    missing = _POINTS - len(x)
+    if missing > 0:
+        again = torch.arange(missing, device=x.device) % len(x)
+        noise = torch.randn(missing, 3, generator=generator, dtype=x.dtype).to(x.device)
+        x = torch.cat([x, x[again] + _SHAKE * noise])
+    return x
 
 
 @torch.no_grad()
 def classify(
     points: Points | Float[Tensor, "n 3"],
     *,
-    views: int = 4,
+    views: int = 8,
     seed: int = 0,
 ) -> Mapping[str, float]:
     """Probabilities of the names of `load_classifier`, the greatest first.
 
-    The mean over `views` draws of at most 512 points each, taken to the unit ball by `normalize_cloud`. Shapes of other
-    kinds get one of the names all the same.
+    The mean over `views` draws of 256 points each (`draw`). Shapes of other kinds get one of the names all the same.
 
-    Args: points (N, 3), any unit, one shape, of at least 32 points that are not all one; z up, though most shapes are
-    known however they lie; views of at least 1; seed of the draws.
+    Args: points (N, 3), any unit, one shape, of at least 32 points that are not all one, on its surface or in the cells
+    of it; z up, though most shapes are known however they lie; views of at least 1; seed of the draws.
     Raises: ShapeError.
 
     Guarantees: not differentiable; deterministic
@@ -83,10 +131,9 @@ def classify(
         raise ShapeError("points: expected a shape, got one place")
     generator = torch.Generator().manual_seed(seed)
     network, names = load_classifier()
-    drawn = [torch.randperm(len(x), generator=generator)[:_POINTS].to(x.device) for _ in range(views)]
-    each = [normalize_cloud(x[rows]).float() for rows in drawn]
-    ends = torch.tensor([0, *(len(rows) for rows in drawn)]).cumsum(0).to(x.device)
-    mean = network.to(x.device)(torch.cat(each), offsets=ends).softmax(1).mean(0)
+    drawn = torch.cat([draw(x, generator=generator) for _ in range(views)]).float()
+    ends = torch.arange(views + 1, device=x.device) * _POINTS
+    mean = network.to(x.device)(drawn, offsets=ends).softmax(1).mean(0)
     return {names[k]: float(mean[k]) for k in mean.argsort(descending=True).tolist()}
 
 
@@ -96,7 +143,7 @@ def segment(
     *,
     network: nn.Module,
     views: int = 4,
-    points_each: int = 768,
+    points_each: int = 512,
     seed: int = 0,
 ) -> Float[Tensor, "n k"]:
     """Probabilities of parts for each point, by a segmenter that was trained on clouds of fewer points.
@@ -104,8 +151,9 @@ def segment(
     The points, taken to the unit ball by `normalize_cloud`, are dealt into clouds of about `points_each`, `views` times
     over, and each point's results are averaged: a network sees them as far apart as those it was trained on.
 
-    Args: points (N, 3) of one shape; network (points, offsets=) -> logits (N, K), a `PointCloudMambaSegmenter` say;
-    views; points_each; seed of the dealing.
+    Args: points (N, 3) of one shape; network (points, offsets=) -> logits (N, K), a `PointCloudMambaSegmenter` say, or
+    that of `load_segmenter`; views; points_each, as many as in the clouds of its training (512 for the shipped one);
+    seed of the dealing.
     Raises: ShapeError.
 
     Guarantees: not differentiable; deterministic
