@@ -2,9 +2,8 @@
 mambapy, and torch without kernels; the memory that scans take, and what a second thread brings."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from benchmarks.given import choose
-from benchmarks.harness import PAUSE, Case, Contender
+from benchmarks.harness import Case, Contender
 from benchmarks.part import Request, installed
 from benchmarks.report import BEST_PEER
-from benchmarks.rows import Row, Work, case_of, draw
+from benchmarks.rows import Row, Scores, Work, by_threads, case_of, draw, untimed
 from benchmarks.scan_peers import (
     SCANS,
     by_mambapy,
@@ -46,6 +45,7 @@ NOTES = [
     "Mamba mixer: 192 channels, 384 inside; ragged: 8 clouds of 64 to 1,024 tokens, geom with offsets, mambapy padded "
     "to the longest; attention: 4 heads of 48 features; convolution: 4 taps, torch's conv1d as Mamba's code calls it",
     "PCM-Tiny: the classifier, of 8 clouds of 1,024 points; mambapy: geom's, but for its six mixers of two directions",
+    "threads: one and all in turn, the least of 15; a matrix product of 1,200 rows tells what the machine's cores give",
     "extra memory: the most that a call holds at once beyond its operands, its results included; share: of mambapy's",
     "aims against mambapy: scans 20 and, with gradient, 12 times as fast for the first and third size, 10 and 8 for "
     "the second, or 8 and 40 ns a token and channel; 5 % of its memory; two threads 1.7 times as fast as one; PCM-Tiny "
@@ -81,7 +81,7 @@ def cases(request: Request, threads: int) -> tuple[int, Iterator[Case], list[str
         if _MEMORY in chosen:
             yield Case(_MEMORY, _memory(request, found), timed=False)
         if _THREADS in chosen:
-            yield Case(_THREADS, [_by_threads(threads, request.quick)], timed=False)
+            yield Case(_THREADS, _by_threads(threads, request.quick), timed=False)
 
     return bool(groups) + (_MEMORY in chosen) + (_THREADS in chosen), make(), missing
 
@@ -249,35 +249,24 @@ def _memory(request: Request, installed: Sequence[str]) -> list[Contender]:
                 scores[f"{title}_share"] = scores[f"{title}_MB"] / extra(index, "mambapy", gradient)
         return scores
 
-    def contender(index: int, library: str) -> Contender:
-        return Contender(
-            library,
-            f"{rows[index].method}:",
-            lambda seed: lambda: measured(index, library),
-            lambda output, seed: output,
-        )
-
-    return [contender(index, library) for index in range(len(rows)) for library in ("geom", *installed)]
+    return [
+        untimed(library, f"{rows[index].method}:", partial(measured, index, library))
+        for index in range(len(rows))
+        for library in ("geom", *installed)
+    ]
 
 
-def _by_threads(threads: int, quick: bool) -> Contender:
-    """A scan on one thread and on all, in turn, within one process; the least of fifteen."""
+def _by_threads(threads: int, quick: bool) -> list[Contender]:
+    """A scan on one thread and on all, and beside it what the machine's cores give a matrix product."""
     batches, tokens, width = (1, 1024, 64) if quick else (1, 4096, 768)
-    row = _scan(batches, tokens, width, "cpu")
+    row, square = _scan(batches, tokens, width, "cpu"), torch.ones(2 * [128 if quick else 1200])
 
-    def work() -> dict[str, float]:
-        scores: dict[str, float] = {}
-        for title, gradient in (("forward", False), ("gradient", True)):
-            run = row.work("geom", torch.float32, gradient)
-            least = {1: float("inf"), threads: float("inf")}
-            for count in [1, threads] * 15:
-                torch.set_num_threads(count)
-                time.sleep(PAUSE)
-                begin = time.perf_counter()
-                run()
-                least[count] = min(least[count], 1e3 * (time.perf_counter() - begin))
-            scores |= {f"{title}_wall_ms_on_{count}": took for count, took in least.items()}
-            scores[f"{title}_times_as_fast"] = least[1] / least[threads]
-        return scores
+    def work(run: Callable[[], Any]) -> Callable[[], Scores]:
+        return lambda: by_threads(lambda count: run(), threads)
 
-    return Contender("geom", f"{row.method}, by threads:", lambda seed: work, lambda output, seed: output)
+    forward, gradient = (row.work("geom", torch.float32, both) for both in (False, True))
+    return [
+        untimed("geom", f"{row.method}, forward:", work(forward)),
+        untimed("geom", f"{row.method}, with gradient:", work(gradient)),
+        untimed("torch", "matrix product:", work(lambda: square @ square)),
+    ]

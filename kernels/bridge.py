@@ -89,7 +89,7 @@ class _Workers:
         self._threads = list(self._pool.map(begin, range(count)))
         self._left: int | None = None  # the core that is the caller's
 
-    def map(self, function: Callable[..., None], *arguments: Iterable[int]) -> Iterator[None]:
+    def map(self, function: Callable[[int], None], arguments: Iterable[int]) -> Iterator[None]:
         core = _core()
         if core != self._left:
             self._left = core
@@ -97,7 +97,7 @@ class _Workers:
             for thread in self._threads:
                 with suppress(OSError):
                     os.sched_setaffinity(thread, allowed - {core} or allowed)
-        return self._pool.map(function, *arguments)
+        return self._pool.map(function, arguments)
 
 
 @cache
@@ -185,20 +185,19 @@ def launch(kernel: wp.Kernel, items: int, *args: Any, device: torch.device, grai
     if threads <= 1:
         _replay(kernel, items, 0, *packed)
         return
-    bounds = [items * t // threads for t in range(threads + 1)]
+    pieces = _pieces(items // grain, threads)
 
-    def part(begin: int, end: int) -> None:
+    def part(piece: int) -> None:
+        begin, end = (items * k // pieces for k in (piece, piece + 1))
         _replay(kernel, end - begin, begin, *packed)
 
-    rest = _workers(threads - 1, os.getpid()).map(part, bounds[1:-1], bounds[2:])
-    part(bounds[0], bounds[1])  # this thread works too
-    list(rest)
+    _deal(part, pieces, threads)
 
 
 def launch_range(kernel: wp.Kernel, count: int, *args: int, device: torch.device) -> None:
     """Run a kernel whose item is a range of `grain` elements, its last arguments `count` and `grain`.
 
-    The others are plain integers, tensors as their addresses. On the CPU each thread gets one range.
+    The others are plain integers, tensors as their addresses.
     """
     _load(kernel, device)
     if device.type == "cuda":
@@ -209,14 +208,28 @@ def launch_range(kernel: wp.Kernel, count: int, *args: int, device: torch.device
     if threads <= 1:
         _replay(kernel, 1, 0, *args, count, count)
         return
-    share = -(-count // threads)
+    share = -(-count // _pieces(count // _RANGE, threads))
+    _deal(lambda piece: _replay(kernel, 1, piece, *args, count, share), -(-count // share), threads)
 
-    def part(thread: int) -> None:
-        _replay(kernel, 1, thread, *args, count, share)
 
-    rest = _workers(threads - 1, os.getpid()).map(part, range(1, threads))
-    part(0)
-    list(rest)
+def _pieces(grains: int, threads: int) -> int:
+    """Pieces of a launch: up to four for each thread, as one core is often faster than another."""
+    return threads * max(1, min(4, grains // threads))
+
+
+def _deal(part: Callable[[int], None], pieces: int, threads: int) -> None:
+    """part(0), ..., part(pieces - 1) on several threads, each of which takes the next when it is done with one."""
+    left = iter(range(pieces))
+
+    def work(_: int) -> None:
+        for piece in left:
+            part(piece)
+
+    others = _workers(threads - 1, os.getpid()).map(work, range(threads - 1))
+    try:
+        work(0)  # this thread works too
+    finally:
+        list(others)
 
 
 def record(kernel: wp.Kernel, items: int, *args: Any, device: torch.device) -> Callable[[], None]:
@@ -239,7 +252,7 @@ def record(kernel: wp.Kernel, items: int, *args: Any, device: torch.device) -> C
 def _replay(kernel: wp.Kernel, items: int, *args: Any) -> None:
     """A launch on this thread of the CPU, which it records the first time: another costs a third of one by Warp."""
     commands = _local.__dict__.setdefault("commands", {})
-    command = commands.get(kernel)
+    command: Any = commands.get(kernel)
     if command is None:
         command = wp.launch(kernel, dim=items, inputs=args, device="cpu", record_cmd=True)
         commands[kernel] = command
