@@ -103,15 +103,15 @@ def start(
     bare = directors_without_twist(edge_tangents(position.detach(), rod.parent), rod.parent)
     still = State(position, zero, bare, zero)
     x = _roll(loose, still, target, fixed, 1, 1.0, (0.0, 0.0, 0.0), None, None, "auto").position[..., 0, :, :]
-    tangent = edge_tangents(x.detach(), rod.parent)
+    tangent = edge_tangents(x, rod.parent)
     given = directors_without_twist(tangent, rod.parent) if director is None else director
     strain = torch.zeros_like(x) if twist is None else torch.stack([torch.zeros_like(twist)] * 2 + [twist], -1)
     turns = 1 if len(torch.as_tensor(held).reshape(-1)) else 8
     best: tuple[Tensor, Tensor, Tensor] | None = None
     for turn in range(turns):
         angle = torch.tensor(2 * torch.pi * turn / turns, dtype=x.dtype, device=x.device)
-        m = angle.cos() * given + angle.sin() * torch.linalg.cross(tangent, given)
-        m, s = settle(rod, x.detach(), m.detach(), strain.detach(), fixed)
+        m = (angle.cos() * given + angle.sin() * torch.linalg.cross(tangent, given)).detach()
+        m, s = settle(rod, x.detach(), m, strain.detach(), fixed)
         energy = _energy(rod, s)
         if best is None:
             best = (energy, m, s)
@@ -120,8 +120,8 @@ def start(
             best = (torch.minimum(energy, best[0]), torch.where(less, m, best[1]), torch.where(less, s, best[2]))
     assert best is not None
     m = best[1]
-    if director is not None and director.requires_grad:  # the held directors carry their derivative
-        m = torch.where((fixed.held > 0)[:, None], director, m)
+    if given.requires_grad:  # the held directors carry their derivative
+        m = torch.where((fixed.held > 0)[:, None], given, m)
     return State(x, velocity, m, best[2])
 
 

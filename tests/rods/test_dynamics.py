@@ -167,6 +167,26 @@ def test_gradients_are_finite_differences_over_100_steps() -> None:
         assert abs(float((found[k] * way).sum() - slope)) < 1e-6 * max(1e-3, abs(float(slope))), k
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_held_directors_carry_the_derivative_of_the_shape(given: bool) -> None:
+    x, way, weight = curve(7), random(7, 3, seed=3), random(7, 3, seed=4)
+    rod, clamped, held = rod_of(x), [0, 1, 5, 6], [1, 6]
+
+    def loss(x: Tensor) -> Tensor:
+        edges = x[rod.parent.clamp(min=0)] - x
+        director = torch.linalg.cross(edges, torch.tensor([[0.3, 0.5, 0.8]]).to(x)) if given else None
+        director = None if director is None else torch.nn.functional.normalize(director, dim=-1)
+        state = start(rod, x, clamped=clamped, held=held, director=director)
+        return (rollout(rod, state, steps=20, clamped=clamped, held=held, dt=0.004).position[-1] * weight).sum()
+
+    own, h = x.clone().requires_grad_(), 1e-5
+    (grad,) = torch.autograd.grad(loss(own), own)
+    with torch.no_grad():
+        probe = [loss(x + k * h * way) for k in (-2, -1, 1, 2)]
+    slope = (probe[0] - 8 * probe[1] + 8 * probe[2] - probe[3]) / (12 * h)
+    assert abs(float((grad * way).sum() - slope)) < 1e-6 * abs(float(slope))
+
+
 def test_same_bits_for_any_threads_and_batch(dtype: torch.dtype) -> None:
     x = curve(9).to(dtype)
     rod = rod_of(x)
