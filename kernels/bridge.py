@@ -10,8 +10,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
@@ -89,7 +89,8 @@ class _Workers:
         self._threads = list(self._pool.map(begin, range(count)))
         self._left: int | None = None  # the core that is the caller's
 
-    def map(self, function: Callable[[int], None], arguments: Iterable[int]) -> Iterator[None]:
+    def begin(self, work: Callable[[], None]) -> list[Future[None]]:
+        """Give it to each."""
         core = _core()
         if core != self._left:
             self._left = core
@@ -97,7 +98,7 @@ class _Workers:
             for thread in self._threads:
                 with suppress(OSError):
                     os.sched_setaffinity(thread, allowed - {core} or allowed)
-        return self._pool.map(function, arguments)
+        return [self._pool.submit(work) for _ in self._threads]
 
 
 @cache
@@ -221,15 +222,17 @@ def _deal(part: Callable[[int], None], pieces: int, threads: int) -> None:
     """part(0), ..., part(pieces - 1) on several threads, each of which takes the next when it is done with one."""
     left = iter(range(pieces))
 
-    def work(_: int) -> None:
+    def work() -> None:
         for piece in left:
             part(piece)
 
-    others = _workers(threads - 1, os.getpid()).map(work, range(threads - 1))
+    others = _workers(threads - 1, os.getpid()).begin(work)
     try:
-        work(0)  # this thread works too
+        work()  # this thread works too
     finally:
-        list(others)
+        for other in others:
+            if not other.cancel():  # a thread that is not awake yet would find nothing left
+                other.result()
 
 
 def record(kernel: wp.Kernel, items: int, *args: Any, device: torch.device) -> Callable[[], None]:

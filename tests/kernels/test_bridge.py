@@ -175,6 +175,7 @@ def test_long_launches_are_split_and_keep_their_bits(
     def spy(kernel: wp.Kernel, items: int, *args: object) -> None:
         run.append((args[0], items, threading.get_ident()))
         replay(kernel, items, *args)
+        time.sleep(0.02)  # else the first thread has done it all before another is awake
 
     monkeypatch.setattr(bridge, "_replay", spy)
     results = []
@@ -191,6 +192,26 @@ def test_long_launches_are_split_and_keep_their_bits(
     run.clear()
     cubes(x[:5000], 1.0, 0)
     assert len(run) == 1, "a short launch is not worth a second thread"
+
+
+def test_nobody_waits_for_a_thread_that_is_not_needed(threads: Callable[[int], None]) -> None:
+    threads(2)
+    x = random(50_001)
+    expected, busy, free = cubes(x, 1.5, 2), threading.Event(), threading.Event()
+    workers = bridge._workers(1, os.getpid())
+
+    def sleep() -> None:
+        busy.set()
+        assert free.wait(30)
+
+    (asleep,) = workers.begin(sleep)
+    busy.wait()
+    try:
+        assert torch.equal(cubes(x, 1.5, 2), expected)
+        assert not asleep.done()
+    finally:
+        free.set()
+    asleep.result()
 
 
 def test_gradients_keep_their_bits(threads: Callable[[int], None]) -> None:
@@ -221,7 +242,8 @@ def test_workers_leave_the_caller_its_core(monkeypatch: pytest.MonkeyPatch) -> N
     workers, seen = bridge._Workers(2), []
     for core in (*sorted(allowed)[:2], *sorted(allowed)[:1]):
         monkeypatch.setattr(bridge, "_core", lambda core=core: core)
-        list(workers.map(lambda _: seen.append(os.sched_getaffinity(0)), range(2)))
+        for one in workers.begin(lambda: seen.append(os.sched_getaffinity(0))):
+            one.result()
         assert seen[-2:] == [allowed - {core} or allowed] * 2
     assert os.sched_getaffinity(0) == allowed
 
