@@ -189,6 +189,9 @@ class LION(nn.Module):
     The call: voxels, features (N, width), each cell once, in the box [0, shape), and shape, its cells along x, y and z,
     as `VoxelEncoder` has them. Returns: the voxels of the last level, and their box's shape. Raises: ShapeError.
 
+    Norms of layers that add little magnify gradients: before training theirs are of 1e8 and more on a whole frame, and
+    want a bound, as the published training has (10, `geom.train.TrainConfig.clip`).
+
     >>> plan = LIONPlan(width=8, windows=((5, 5, 8), (5, 5, 4)), groups=(32, 16), last_group=8, bev_windows=(),
     ...     bev_groups=())
     >>> cells = torch.arange(64)

@@ -1,4 +1,4 @@
-"""The mixer `Mamba2`: its published equations, names and first weights, clouds and both directions, within LION."""
+"""The mixer `Mamba2`: its published equations, names and first weights, and within LION."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from geom.sequence.lion import LION, LIONPlan
 from geom.sequence.mamba2 import Mamba2
 from tests.sequence.test_windows import scene
 
-OFFSETS = torch.tensor([0, 3, 3, 20, 41])
 MIXERS: dict[str, Callable[[], Mamba2]] = {
     "one": lambda: Mamba2(12, states=5, head_width=4),
     "groups": lambda: Mamba2(12, states=5, head_width=4, groups=3),
@@ -75,34 +74,8 @@ def test_it_is_what_was_published(name: str, dtype: torch.dtype) -> None:
 
 
 @mixers
-def test_clouds_are_mixed_each_by_itself(name: str, dtype: torch.dtype) -> None:
-    mixer, x = make(name, dtype), draw(41, 12, dtype=dtype)
-    whole = mixer(x, OFFSETS)
-    assert whole.shape == x.shape and whole.dtype == dtype
-    limit = 2e-6 if dtype == torch.float32 else 1e-14
-    for begin, end in zip(OFFSETS[:-1].tolist(), OFFSETS[1:].tolist(), strict=True):
-        torch.testing.assert_close(mixer(x[begin:end]), whole[begin:end], atol=limit, rtol=0)
-        torch.testing.assert_close(mixer(x[None, begin:end])[0], whole[begin:end], atol=limit, rtol=0)
-
-
-@mixers
-def test_what_each_token_sees(name: str) -> None:
-    mixer, x = make(name), draw(1, 30, 12).requires_grad_()
-    seen = torch.autograd.grad(mixer(x)[0, 10].sum(), x)[0][0].abs().sum(1) > 0
-    assert bool(seen[:11].all()) and bool(seen[11:].any()) == (name == "both")
-
-
-@mixers
-def test_gradients(name: str) -> None:
-    mixer, x = make(name), draw(2, 5, 12).requires_grad_()
-    assert torch.autograd.gradcheck(mixer, (x,), fast_mode=True)
-    assert torch.autograd.gradgradcheck(mixer, (x[:, :3],), fast_mode=True)
-    mixer(x).square().sum().backward()
-    for p in mixer.parameters():
-        assert p.grad is not None and bool(p.grad.isfinite().all()) and bool(p.grad.any())
-    zero = torch.zeros(1, 3, 12, dtype=torch.float64, requires_grad=True)
-    (first,) = torch.autograd.grad(mixer(zero).sum(), zero, create_graph=True)
-    assert bool(first.isfinite().all())
+def test_second_derivatives(name: str) -> None:
+    assert torch.autograd.gradgradcheck(make(name), (draw(2, 3, 12).requires_grad_(),), fast_mode=True)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -157,16 +130,6 @@ def test_lion_takes_it() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", ["groups", "both"])
-def test_compile(name: str) -> None:
-    mixer, x = make(name), draw(2, 5, 12).requires_grad_()
-    torch.compiler.reset()
-    got, want = torch.compile(mixer, fullgraph=True, backend="aot_eager")(x), mixer(x)
-    torch.testing.assert_close(got, want)
-    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (got, want)))
-
-
-@pytest.mark.usefixtures("unchecked")
 def test_errors() -> None:
     with pytest.raises(ShapeError, match="states"):
         Mamba2(8, states=0)
@@ -174,10 +137,5 @@ def test_errors() -> None:
         Mamba2(8, head_width=5)
     with pytest.raises(ShapeError, match="groups"):
         Mamba2(8, head_width=8, groups=3)
-    mixer = Mamba2(8, states=4, head_width=8)
-    with pytest.raises(ShapeError, match="x: expected"):
-        mixer(torch.zeros(2, 5, 9))
-    with pytest.raises(ShapeError, match="x: expected"):
-        mixer(torch.zeros(2, 5, 8), torch.tensor([0, 5]))
     with pytest.raises(ShapeError, match="offsets"):
-        mixer(torch.zeros(5, 8), torch.tensor([0, 4]))
+        Mamba2(8, states=4, head_width=8)(torch.zeros(5, 8), torch.tensor([0, 4]))
