@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from geom.checks import FLOATS, check_shape
 from geom.errors import ShapeError
 
-__all__ = ["fused"]
+__all__ = ["chosen", "fused", "readable"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Shape = tuple[int, ...]
@@ -54,7 +54,7 @@ def fused(name: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> Calla
             def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
                 operands, needed, again = ctx.saved_tensors, ctx.needs_input_grad, torch.is_grad_enabled()
                 adjoint = formula(f"{key}_adjoint")
-                if not again and adjoint is not None and _plain(grads):
+                if not again and adjoint is not None and readable(grads):
                     found = adjoint.run((*operands, *grads), (*inputs, *outputs), inputs)
                     found = found if isinstance(found, tuple) else (found,)
                     pairs = zip(found, operands, needed, strict=True)
@@ -74,7 +74,7 @@ def fused(name: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> Calla
                 operands = parameters.bind(*operands, **named).args
             for x, own, parameter in zip(operands, inputs, parameters.parameters, strict=False):
                 check_shape(x, own, parameter)
-            if len(operands) != len(inputs) or not _plain(operands):
+            if len(operands) != len(inputs) or not readable(operands):
                 kinds = {x.dtype for x in operands}
                 if len(kinds) > 1:
                     names = ", ".join(parameters.parameters)
@@ -93,7 +93,15 @@ def fused(name: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> Calla
     return decorate
 
 
-def _plain(operands: Sequence[Tensor]) -> bool:
+def chosen(backend: str, operands: Sequence[Tensor], *, fits: bool = True) -> bool:
+    """Whether a kernel that is a torch operator is to run: as `bridge.choose` says, where the operands fit it, in what
+    torch compiles and on tensors that are `readable`. Raises: ShapeError, as `bridge.choose`."""
+    from geom.kernels.bridge import choose
+
+    return choose(backend, *operands) and fits and (torch.compiler.is_compiling() or readable(operands))
+
+
+def readable(operands: Sequence[Tensor]) -> bool:
     """Whether a kernel may read these tensors' memory, and nothing watches the operations that it would skip."""
     first = operands[0]
     for x in operands:

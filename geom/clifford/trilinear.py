@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from geom.checks import FLOATS
-from geom.kernels.pointwise import _plain
+from geom.kernels.pointwise import readable
 
 __all__ = ["Trilinear", "run_kernels"]
 
@@ -69,7 +69,7 @@ class Trilinear:
 
 def run_kernels(*operands: Tensor) -> bool:
     """Whether these are plain float32 or float64 tensors, neither traced, nor compiled, nor transformed."""
-    return not torch.compiler.is_compiling() and _plain(operands)
+    return not torch.compiler.is_compiling() and readable(operands)
 
 
 def _hashable(x: Any) -> Any:

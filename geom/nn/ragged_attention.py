@@ -10,7 +10,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from geom.checks import check_offsets, check_same, describe
 from geom.errors import ShapeError
-from geom.kernels.pointwise import _plain
+from geom.kernels.pointwise import readable
 
 __all__ = ["attention"]
 
@@ -121,7 +121,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, 
     queries, keys, values = _pad(queries, keys, values)
     keys, values = (x.expand(*queries.shape[:-2], *x.shape[-2:]) for x in (keys, values))
     operands = (queries, keys, values)
-    fused = not torch.compiler.is_compiling() and _plain(operands) and not (mask is not None and mask.requires_grad)
+    fused = not torch.compiler.is_compiling() and readable(operands) and not (mask is not None and mask.requires_grad)
     if not fused:
         out = _attend_by_sums(queries, keys, values, mask, scale)
     elif torch.is_grad_enabled() and any(x.requires_grad for x in operands):

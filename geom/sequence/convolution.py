@@ -8,7 +8,7 @@ from torch import Tensor
 
 from geom.checks import check_offsets, check_same, describe
 from geom.errors import ShapeError
-from geom.kernels.pointwise import _plain
+from geom.kernels.pointwise import chosen
 
 __all__ = ["causal_convolution", "causal_convolution_by_torch"]
 
@@ -57,14 +57,11 @@ def causal_convolution(
             raise ShapeError(f"offsets: expected to come with x (N, C), got {describe(x)}")
         offsets = check_offsets(offsets, x.shape[0], device=x.device)
 
-    from geom.kernels.bridge import choose
-
-    given = [y for y in (x, weight, bias) if y is not None]
-    kernels, taps = choose(backend, *given), weight.shape[1]
+    taps = weight.shape[1]
     if backend == "warp" and taps > _LARGEST:
         raise ShapeError(f'backend: expected at most {_LARGEST} taps for "warp", got {taps}')
-    kernels = kernels and taps <= _LARGEST and (torch.compiler.is_compiling() or _plain(given))
-    if not kernels or not x.numel():
+    given = [y for y in (x, weight, bias) if y is not None]
+    if not chosen(backend, given, fits=taps <= _LARGEST) or not x.numel():
         return causal_convolution_by_torch(x, weight, bias, offsets, reverse)
     if offsets is None:
         offsets = torch.arange(x.shape[:-2].numel() + 1, device=x.device) * x.shape[-2]

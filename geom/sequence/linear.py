@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geom.checks import check_offsets, check_same, describe
 from geom.errors import ShapeError
-from geom.kernels.pointwise import _plain
+from geom.kernels.pointwise import chosen
 
 __all__ = ["additive_gates", "delta_rule", "delta_rule_by_torch", "linear_attention", "linear_attention_by_torch"]
 
@@ -180,15 +180,12 @@ def _offsets(x: Tensor, offsets: Tensor | None) -> Tensor:
 
 
 def _kernels(backend: str, operands: Sequence[Tensor]) -> bool:
-    from geom.kernels.bridge import choose
-
     for x in operands[1:]:
         check_same(operands[0], x, "operands")
     widest = max(x.shape[-1] for x in operands[:3])
     if backend == "warp" and widest > _LARGEST:
         raise ShapeError(f'backend: expected heads of at most {_LARGEST} features for "warp", got {widest}')
-    kernels = choose(backend, *operands) and widest <= _LARGEST
-    return kernels and (torch.compiler.is_compiling() or _plain(operands))
+    return chosen(backend, operands, fits=widest <= _LARGEST)
 
 
 # --- twins: the recurrences, token by token ---------------------------------------------------------------------------

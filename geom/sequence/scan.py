@@ -10,7 +10,7 @@ from torch.nn.functional import silu, softplus
 
 from geom.checks import check_offsets, check_same, describe
 from geom.errors import ShapeError
-from geom.kernels.pointwise import _plain
+from geom.kernels.pointwise import chosen
 
 __all__ = ["selective_scan", "selective_scan_by_torch"]
 
@@ -89,13 +89,10 @@ def selective_scan(
 
 
 def _run(operands: Any, offsets: Tensor | None, flags: Flags, backend: str) -> tuple[Tensor, Tensor]:
-    from geom.kernels.bridge import choose
-
-    given = [x for x in operands if x is not None]
-    kernels, states = choose(backend, *given), operands[2].shape[1]
+    given, states = [x for x in operands if x is not None], operands[2].shape[1]
     if backend == "warp" and states > _LARGEST:
         raise ShapeError(f'backend: expected at most {_LARGEST} states for "warp", got {states}')
-    if not kernels or states > _LARGEST or not (torch.compiler.is_compiling() or _plain(given)):
+    if not chosen(backend, given, fits=states <= _LARGEST):
         return selective_scan_by_torch(operands, offsets, flags)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     out, last, _ = _SCAN(*operands, offsets, *flags, keep)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from geom.checks import check_offsets, check_same, describe
 from geom.errors import ShapeError
-from geom.kernels.pointwise import _plain
+from geom.kernels.pointwise import chosen
 from geom.sequence.linear import _loop, linear_attention
 
 __all__ = ["state_space_dual", "state_space_dual_by_torch"]
@@ -73,16 +73,13 @@ def state_space_dual(
             raise ShapeError(f"offsets: expected to come with x (N, H, P), got {describe(x)}")
         offsets = check_offsets(offsets, count, device=x.device)
 
-    from geom.kernels.bridge import choose
-
-    kernels = choose(backend, *operands) and (torch.compiler.is_compiling() or _plain(operands))
     tiles = x.device.type == "cpu" and max(x.shape[-1], B.shape[-1]) <= _LARGEST
     if backend == "warp" and allow_neg_eigval and not tiles:
         raise ShapeError(
             f'backend: expected at most {_LARGEST} channels and states on the CPU for "warp" with allow_neg_eigval, '
             f"got x {describe(x)} and B {describe(B)}"
         )
-    if not kernels or not (tiles or not allow_neg_eigval):
+    if not chosen(backend, operands, fits=tiles or not allow_neg_eigval):
         return state_space_dual_by_torch(x, delta, decay, B, C, D, offsets, reverse)
     if not tiles:
         b, c = (_for_heads(y, x.shape[-2]) for y in (B, C))
