@@ -164,8 +164,9 @@ def segment(
     deals = max(1, round(len(x) / points_each))
     ends = torch.arange(deals + 1, device=x.device) * len(x) // deals
     generator, total = torch.Generator().manual_seed(seed), torch.zeros(())
+    seen = x.to(next(network.parameters(), x).dtype)
     for _ in range(views):
         rows = torch.randperm(len(x), generator=generator).to(x.device)
         found = torch.empty_like(rows).scatter_(0, rows, torch.arange(len(x), device=x.device))
-        total = total + network(x[rows], offsets=ends).softmax(1)[found] / views
+        total = total + network(seen[rows], offsets=ends).softmax(1)[found].to(x) / views
     return total

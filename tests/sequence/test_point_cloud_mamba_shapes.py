@@ -95,6 +95,13 @@ def test_segment_deals_and_gathers() -> None:
     assert network.sizes == [20]
 
 
+def test_segment_takes_points_of_another_dtype_than_the_network() -> None:
+    x, (network, _) = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)), load_segmenter()
+    found = segment(x.double(), network=network)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), segment(x, network=network), atol=1e-4, rtol=0)
+
+
 def test_caps_have_brims(data: Path) -> None:
     network, names = load_segmenter()
     assert names == ("crown", "brim")
