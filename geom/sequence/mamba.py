@@ -17,6 +17,19 @@ __all__ = ["Mamba"]
 _STEPS = (1e-3, 1e-1)  # between which the first step sizes lie
 
 
+def begin_uniform(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Weights and bias of a linear layer or a convolution as torch begins with them; others are left alone."""
+    if isinstance(module, nn.Linear | nn.Conv1d):
+        bound = 1 / math.sqrt(module.weight[0].numel())
+        for x in (module.weight, module.bias):
+            if x is not None:
+                nn.init.uniform_(x, -bound, bound, generator=generator)
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    return x + torch.log(-torch.expm1(-x))
+
+
 class Mamba(nn.Module):
     """A mixer of tokens (x, offsets) -> x: a gated selective scan of twice as many channels.
 
@@ -87,17 +100,12 @@ class Mamba(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Weights as the official code begins with them: steps log-uniform in [1e-3, 1e-1], rates 1 to N."""
         for name, module in self.named_children():
-            if isinstance(module, nn.Linear | nn.Conv1d):
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                if module.bias is not None:
-                    nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+            begin_uniform(module, generator)
             if isinstance(module, nn.Linear) and name.startswith("dt_proj"):
                 low, high = map(math.log, _STEPS)
                 step = torch.rand(module.bias.shape, generator=generator).to(module.bias) * (high - low) + low
-                step = step.exp()
                 with torch.no_grad():
-                    module.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+                    module.bias.copy_(inverse_softplus(step.exp()))
         with torch.no_grad():
             self.out_proj.weight.div_(math.sqrt(self.layers))
             for end in self._ends:

@@ -10,6 +10,7 @@ from torch.nn.functional import linear, rms_norm, silu, softplus
 from geom.checks import check_integer, describe
 from geom.errors import ShapeError
 from geom.sequence.convolution import causal_convolution
+from geom.sequence.mamba import begin_uniform, inverse_softplus
 from geom.sequence.state_space import state_space_dual
 
 __all__ = ["Mamba2"]
@@ -102,18 +103,14 @@ class Mamba2(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Weights as the official code begins: steps log-uniform in 1e-3 to 1e-1, rates uniform in 1 to 16."""
         for module in self.children():
-            if isinstance(module, nn.Linear | nn.Conv1d):
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                for x in (module.weight, module.bias):
-                    if x is not None:
-                        nn.init.uniform_(x, -bound, bound, generator=generator)
+            begin_uniform(module, generator)
         with torch.no_grad():
             self.norm.weight.fill_(1)
             self.out_proj.weight.div_(math.sqrt(self.layers))
             for end in self._ends:
                 bias, rates = self.get_parameter(f"dt_bias{end}"), self.get_parameter(f"A{end}_log")
                 step = nn.init.uniform_(bias, *map(math.log, _STEPS), generator=generator).exp().clamp(min=_LEAST)
-                bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+                bias.copy_(inverse_softplus(step))
                 nn.init.uniform_(rates, *_RATES, generator=generator).log_()
                 self.get_parameter(f"D{end}").fill_(1)
 
